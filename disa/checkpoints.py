@@ -1,0 +1,325 @@
+"""Published weights: the catalogue; fetching, opening, loading and verifying them."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import json
+import pickle
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .files import write_json
+from .models import MODELS, build_model
+from .models.tokenizer import AutoencoderKL
+
+PACKAGE = Path(__file__).parent
+BUNDLED_WEIGHTS = PACKAGE / "bundled"
+MANIFESTS = PACKAGE / "manifests"
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published file.
+
+    Attributes:
+        name: what we call it.
+        url: where it lies.
+        path: where our commands look for it, below `pretrained_models`.
+        megabytes: its size, roughly; 0 where it was not published.
+        licence: of the weights.
+    """
+
+    name: str
+    url: str
+    path: str
+    megabytes: int
+    licence: str
+
+    @property
+    def origin(self) -> str:
+        """The address without its query."""
+        return self.url.partition("?")[0]
+
+
+def _dropbox(name: str, key: str, query: str, path: str, megabytes: int) -> Published:
+    return Published(name, f"https://www.dropbox.com/scl/fi/{key}?rlkey={query}&dl=1", path, megabytes, "MIT")
+
+
+def _hugging_face(name: str, repository: str, file: str, path: str, licence: str) -> Published:
+    return Published(name, f"https://huggingface.co/{repository}/resolve/main/{file}", path, 0, licence)
+
+
+_SEE = "see the authors' page"
+_NTU = "NTU S-Lab 1.0 (non-commercial)"
+
+CATALOGUE: dict[str, Published] = {
+    entry.name: entry
+    for entry in (
+        _dropbox("kl16", "hhmuvaiacrarfg28qxhwz/kl16.ckpt", "l44xipsezc8atcffdp4q7mwmh", "vae/kl16.ckpt", 254),
+        _dropbox("mar_base", "f6dpuyjb7fudzxcyhvrhk/checkpoint-last.pth", "a6i4bo71vhfo4anp33n9ukujb", "mar/mar_base/checkpoint-last.pth", 1587),
+        _dropbox("mar_large", "pxacc5b2mrt3ifw4cah6k/checkpoint-last.pth", "m48ovo6g7ivcbosrbdaz0ehqt", "mar/mar_large/checkpoint-last.pth", 3650),
+        _dropbox("mar_huge", "1qmfx6fpy3k7j9vcjjs3s/checkpoint-last.pth", "4lae281yzxb406atp32vzc83o", "mar/mar_huge/checkpoint-last.pth", 7191),
+        *(_hugging_face(f"flowar_{size}", "OliverRen/FlowAR", f"FlowAR-{size[0].upper()}.pth", f"flowar/FlowAR-{size[0].upper()}.pth", _SEE) for size in ("small", "large", "huge")),
+        *(_hugging_face(f"xar_{size}", "OliverRen/xAR", f"xAR-{size[0].upper()}.pth", f"xar/xAR-{size[0].upper()}.pth", _SEE) for size in ("base", "large", "huge")),
+        *(_hugging_face(f"harmon_{size}", "wusize/harmon", f"harmon_{size}.pth", f"harmon/harmon_{size}.pth", _NTU) for size in ("0.5b", "1.5b", "1.5b-o")),
+        Published(
+            "adm_in256_stats",
+            "https://raw.githubusercontent.com/LTH14/mar/main/fid_stats/adm_in256_stats.npz",
+            "fid_stats/adm_in256_stats.npz",
+            0,
+            "MIT",
+        ),
+    )
+}  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------- fetch
+
+
+def fetch(name: str, folder: str | Path = "pretrained_models", attempts: int = 5) -> Path:
+    """Download a published file below `folder`, going on where an earlier try stopped.
+
+    Its size and SHA-256 are kept beside it, in `<file>.sha256.json`: the first download records them, and later ones must
+    give the same.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: the name is unknown, or the file is not the one that was recorded.
+        OSError: the download failed `attempts` times.
+    """
+    if name not in CATALOGUE:
+        raise ValueError(f"there is no published file {name!r}; allowed are {', '.join(CATALOGUE)}")
+    path = Path(folder) / CATALOGUE[name].path
+    download(CATALOGUE[name].url, path, attempts)
+    return path
+
+
+def download(url: str, path: Path, attempts: int = 5) -> None:
+    """`fetch` for any address and place."""
+    record, part = path.with_name(path.name + ".sha256.json"), path.with_name(path.name + ".part")
+    known = json.loads(record.read_text()) if record.is_file() else None
+    if path.is_file() and known and path.stat().st_size == known["size"]:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for attempt in range(1, attempts + 1):
+        try:
+            _continue_download(url, part)
+            break
+        except (OSError, EOFError) as error:
+            refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
+            if attempt == attempts or refused:
+                raise OSError(f"downloading {url} failed ({error}); start again to go on from {part}") from error
+            time.sleep(min(2**attempt, 30) * 0.1)
+    found = {"size": part.stat().st_size, "sha256": _sha256(part), "url": url}
+    if known and (known["size"], known["sha256"]) != (found["size"], found["sha256"]):
+        part.unlink()
+        raise ValueError(
+            f"{url} gave a file of {found['size']} bytes with SHA-256 {found['sha256'][:12]}…, but {record} records {known['size']} bytes "
+            f"and {known['sha256'][:12]}…; if the publisher changed it, remove the record"
+        )
+    write_json(record, found)
+    part.replace(path)
+
+
+def _continue_download(url: str, part: Path) -> None:
+    """Append to `part` what it lacks of `url`."""
+    have = part.stat().st_size if part.is_file() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-", "User-Agent": "disa"} if have else {"User-Agent": "disa"})
+    try:
+        response = urllib.request.urlopen(request, timeout=60)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and have:  # nothing is left beyond what is there, or the file became another
+            if error.headers.get("Content-Range", "").rpartition("/")[2] == str(have):
+                return
+            part.unlink()
+        raise
+    with response:
+        if have and response.status != 206:  # the server starts over, so must we
+            have = 0
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        with (
+            open(part, "ab" if have else "wb") as file,
+            tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.name.removesuffix(".part")) as bar,
+        ):
+            while chunk := response.read(1 << 20):
+                file.write(chunk)
+                bar.update(len(chunk))
+    if total is not None and part.stat().st_size != total:
+        raise EOFError(f"the connection ended at {part.stat().st_size} of {total} bytes")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+# ----------------------------------------------------------------------------------------------------------------- open
+
+
+def open_checkpoint(path: str | Path, weights: str = "ema") -> dict[str, Tensor]:
+    """The weights in a file, by parameter name.
+
+    Args:
+        path: a safetensors file, a plain state dict, a released checkpoint (keys `model`, `model_ema`, …), or a folder with
+            `checkpoint-last.pth`.
+        weights: "ema" takes `model_ema` where there is one, "model" takes `model`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, or holds no weights.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "checkpoint-last.pth"
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}; `disa checkpoints list` names what can be fetched")
+    content = _read(path)
+    for key in ("model_ema", "model", "state_dict") if weights == "ema" else ("model", "state_dict"):
+        if isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    state = {name.removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}
+    if not state:
+        raise ValueError(f"{path} holds no weights; its keys are {', '.join(map(str, list(content)[:5])) or 'none'}")
+    return state
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a file holds, with nothing in it executed."""
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} cannot be read as safetensors ({error}); it may be truncated, fetch it again") from error
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{path} cannot be read as a checkpoint ({reason}); it may be truncated or not a checkpoint, fetch it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
+    return content
+
+
+def load_into(model: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
+    """Fill `model` with `state`, strictly.
+
+    Raises:
+        ValueError: names or shapes differ, or a value is not finite; `source` and the differences are named.
+    """
+    shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
+    problems = compare(state, shapes)
+    if problems:
+        raise ValueError(f"{source} does not fit this model: {'; '.join(problems)}")
+    model.load_state_dict(state, assign=False)
+
+
+def load_model(name: str, path: str | Path | None = None, weights: str = "ema", **overrides: Any) -> nn.Module:
+    """The model called `name` with the weights in `path`, in eval mode.
+
+    Args:
+        name: a key of `disa.models.MODELS`.
+        path: what `open_checkpoint` opens; by default the weights that come with the package.
+        weights: "ema" or "model".
+        overrides: as for `build_model`.
+
+    Raises:
+        FileNotFoundError: there is no such file, or no weights come with the package for this name.
+        ValueError: the file does not fit the model.
+    """
+    if path is None:
+        path = BUNDLED_WEIGHTS / f"{name}.safetensors"
+        if not path.is_file():
+            bundled = [key for key, entry in MODELS.items() if entry.bundled]
+            raise FileNotFoundError(
+                f"no weights of {name} come with the package (only of {', '.join(bundled)}); give a checkpoint, such as `disa checkpoints fetch` brings"
+            )
+    model = build_model(name, **overrides)
+    load_into(model, open_checkpoint(path, weights), path)
+    return model.eval()
+
+
+def load_tokenizer(path: str | Path, latent_channels: int = 16) -> AutoencoderKL:
+    """KL-16 with the weights in `path`, in eval mode.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not KL-16.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no tokenizer {path}; fetch it with `disa checkpoints fetch kl16`, or give --vae_path")
+    model = AutoencoderKL(latent_channels)
+    state = {name: value for name, value in open_checkpoint(path).items() if not name.startswith("loss.")}
+    load_into(model, state, path)
+    return model.eval()
+
+
+# --------------------------------------------------------------------------------------------------------------- verify
+
+
+def manifests() -> list[str]:
+    """Names of the published models whose parameters are known."""
+    return sorted(path.stem for path in MANIFESTS.glob("*.json"))
+
+
+@functools.cache
+def manifest(name: str) -> dict[str, Any]:
+    """Every parameter and buffer of a published model: `parameters` and `buffers` (name -> shape), and `parameter_count`.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name not in manifests():
+        raise ValueError(f"there is no manifest {name!r}; allowed are {', '.join(manifests())}")
+    return json.loads((MANIFESTS / f"{name}.json").read_text())
+
+
+def compare(state: dict[str, Tensor], shapes: dict[str, list[int]], optional: tuple[str, ...] = ()) -> list[str]:
+    """How `state` differs from `shapes`, a sentence a kind of difference; none if it does not."""
+    missing = [name for name in shapes if name not in state and name not in optional]
+    unexpected = [name for name in state if name not in shapes]
+    wrong = [f"{name} {list(state[name].shape)} instead of {shape}" for name, shape in shapes.items() if name in state and list(state[name].shape) != shape]
+    infinite = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    return [
+        f"{len(names)} {kind}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong), ("with NaN or infinity", infinite))
+        if names
+    ]
+
+
+def verify(path: str | Path, name: str | None = None, weights: str = "ema") -> tuple[str, list[str]]:
+    """Compare a file with a published model's names and shapes, and look for values that are not finite.
+
+    Returns:
+        The manifest's name (the closest one, if not given) and the differences, none if it matches.
+    """
+    state = {key: value for key, value in open_checkpoint(path, weights).items() if not key.startswith("loss.")}
+    if name is None:
+
+        def agreement(candidate: str) -> int:
+            shapes = manifest(candidate)["parameters"]
+            return sum(shapes.get(key) == list(value.shape) for key, value in state.items()) - len(shapes.keys() - state.keys())
+
+        name = max(manifests(), key=agreement)
+    known = manifest(name)
+    return name, compare(state, {**known["parameters"], **known["buffers"]}, optional=tuple(known["buffers"]))

@@ -1,0 +1,103 @@
+"""Ranks: the few collective operations that generation, metrics and training need.
+
+Every function works without a process group too, as rank 0 of 1, so that callers never ask whether there is one.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that `name` stands for on this rank; `auto` takes what is there: cuda, then mps, then cpu.
+
+    Raises:
+        ValueError: `name` is unknown, or this machine does not have it.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, there in available.items() if there)
+    kind = name.partition(":")[0]
+    if kind not in available:
+        raise ValueError(f"device is {name!r}; allowed are auto, cuda, cpu and mps")
+    if not available[kind]:
+        raise ValueError(f"device is {name!r}, but this machine has none; use --device auto or --device cpu")
+    if name == "cuda":
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    return torch.device(name)
+
+
+def setup(device: torch.device) -> None:
+    """Join the process group that torchrun describes in the environment (nccl on GPUs, gloo elsewhere); alone, do nothing."""
+    if "RANK" not in os.environ or dist.is_initialized():
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # Ranks wait for each other at the end of a generation, where the slowest may be long behind.
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=2))
+
+
+def shutdown() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number, 0 when it is alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """The number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this is rank 0, the one that prints and writes summaries."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def broadcast(value: T) -> T:
+    """Rank 0's `value`, on every rank."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def broadcast_errors(action: Callable[[], None]) -> None:
+    """Do `action` on rank 0 alone; the ValueError or OSError it raises is raised on every rank, so that none waits for the others."""
+    error: Exception | None = None
+    if is_main():
+        try:
+            action()
+        except (ValueError, OSError) as caught:
+            error = caught
+    error = broadcast(error)
+    if error is not None:
+        raise error
+
+
+def gather(value: T) -> list[T]:
+    """Every rank's `value` in rank order, on every rank."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values

@@ -1,0 +1,51 @@
+"""Classifier-free guidance (Ho and Salimans 2022): its scale, where it applies, and how the two branches combine."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SCHEDULES = ("linear", "constant")
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Guidance of the conditional by the unconditional prediction.
+
+    Attributes:
+        scale: 1 is no guidance: the unconditional branch is then never computed.
+        schedule: "linear" grows from 1 to `scale` with progress through the image; "constant" is `scale` throughout.
+        max_time: flow time (1 is noise, 0 is data) above which guidance is off; of use to flow models only.
+
+    Raises:
+        ValueError: a value is impossible.
+    """
+
+    scale: float = 1.0
+    schedule: str = "linear"
+    max_time: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.scale) and self.scale >= 0):
+            raise ValueError(f"Guidance.scale is {self.scale}; it must be a finite number ≥ 0 (1 is no guidance)")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"Guidance.schedule is {self.schedule!r}; allowed are {', '.join(SCHEDULES)}")
+        if not 0 <= self.max_time <= 1:
+            raise ValueError(f"Guidance.max_time is {self.max_time}; a flow time in [0, 1] is needed")
+
+    @property
+    def active(self) -> bool:
+        """Whether any step is guided."""
+        return self.scale != 1
+
+    def at(self, progress: float) -> float:
+        """The scale at `progress` through the image, in [0, 1]."""
+        return 1 + (self.scale - 1) * progress if self.schedule == "linear" else self.scale
+
+
+def combine(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """`unconditional + scale · (conditional - unconditional)`."""
+    return torch.lerp(unconditional, conditional, scale)

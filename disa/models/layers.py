@@ -1,0 +1,100 @@
+"""Layers that two families share."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class TimestepEmbedding(nn.Module):
+    """256 sinusoids of the timestep, cosines first, through an MLP."""
+
+    FREQUENCIES = 128
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(2 * self.FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Timesteps [N] -> [N, width]."""
+        exponents = torch.arange(self.FREQUENCIES, dtype=torch.float32, device=t.device) / self.FREQUENCIES
+        angles = t.float()[:, None] * torch.exp(-math.log(10000) * exponents)
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.mlp[0].weight.dtype))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, width: int, num_heads: int, attn_dropout: float = 0.0, proj_dropout: float = 0.0) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.attn_dropout = attn_dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.proj_drop = nn.Dropout(proj_dropout)
+
+    def forward(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
+        """x [B, L, W] attends to itself; with `queries` [B, Q, W] only those rows are computed."""
+        if queries is None:
+            q, k, v = self._heads(self.qkv(x), 3)
+        else:
+            width = x.shape[-1]
+            (q,) = self._heads(F.linear(queries, self.qkv.weight[:width], self.qkv.bias[:width]), 1)
+            k, v = self._heads(F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:]), 2)
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_dropout if self.training else 0.0)
+        return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
+
+    def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """[B, L, parts · W] -> `parts` of [B, heads, L, W / heads]."""
+        return x.unflatten(-1, (parts, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+class Mlp(nn.Module):
+    """Linear, exact GELU, Linear."""
+
+    def __init__(self, width: int, ratio: float = 4.0, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, int(width * ratio))
+        self.fc2 = nn.Linear(int(width * ratio), width)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
+
+
+class Block(nn.Module):
+    """Pre-norm ViT block."""
+
+    def __init__(self, width: int, num_heads: int, attn_dropout: float = 0.0, proj_dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, num_heads, attn_dropout, proj_dropout)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, dropout=proj_dropout)
+
+    def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """x [B, L, W] -> [B, L, W]; with `rows` [B, Q] only those rows of the result, [B, Q, W]."""
+        h = self.norm1(x)
+        if rows is None:
+            x = x + self.attn(h)
+        else:
+            x = take_rows(x, rows) + self.attn(h, queries=take_rows(h, rows))
+        return x + self.mlp(self.norm2(x))
+
+
+def take_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Rows `rows` [B, Q] of each of x [B, L, W], as [B, Q, W]."""
+    return x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def put_rows(x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+    """x [B, L, W] with its rows `rows` [B, Q] replaced by `values` [B, Q, W]."""
+    return x.scatter(1, rows[..., None].expand(-1, -1, x.shape[-1]), values)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """`x · (1 + scale) + shift`."""
+    return torch.addcmul(x + shift, x, scale)

@@ -1,0 +1,418 @@
+"""MAR: masked autoregression over continuous tokens with a diffusion head.
+
+Li et al., "Autoregressive Image Generation without Vector Quantization", 2024. Parameter names are the released ones.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..diffusion import GaussianProcess, get_sampler, step_timesteps
+from ..guidance import Guidance, combine
+from ..noise import NoiseSource
+from ..schedule import StepSchedule
+from ..trace import StepTrace
+from .layers import Block, TimestepEmbedding, modulate, put_rows, take_rows
+
+# backbone(tokens [B, L, C], known [B, K], wanted [B, T]) -> conditions [B, T, W], or [2B, T, W] with guidance, conditional first
+Backbone = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class ResidualBlock(nn.Module):
+    """MLP block of the head, modulated by the condition."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.in_ln = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x, y [N, W] -> [N, W]."""
+        shift, scale, gate = self.adaLN_modulation(y).chunk(3, dim=-1)
+        return torch.addcmul(x, gate, self.mlp(modulate(self.in_ln(x), shift, scale)))
+
+
+class FinalLayer(nn.Module):
+    """The head's output layer."""
+
+    def __init__(self, width: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm_final = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.linear = nn.Linear(width, out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(y).chunk(2, dim=-1)
+        return self.linear(modulate(self.norm_final(x), shift, scale))
+
+
+class HeadNetwork(nn.Module):
+    """The network that denoises one token, given the backbone's condition for it."""
+
+    def __init__(self, channels: int, condition_width: int, width: int, depth: int) -> None:
+        super().__init__()
+        self.time_embed = TimestepEmbedding(width)
+        self.cond_embed = nn.Linear(condition_width, width)
+        self.input_proj = nn.Linear(channels, width)
+        self.res_blocks = nn.ModuleList(ResidualBlock(width) for _ in range(depth))
+        self.final_layer = FinalLayer(width, 2 * channels)
+
+    def forward(self, x: Tensor, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Noisy tokens x [N, C] at timesteps t [N], with conditions z [N, W] -> epsilon [N, C], v [N, C]."""
+        return self.predict(self.input_proj(x), self.time_embed(t) + self.cond_embed(z))
+
+    def predict(self, h: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The same from embedded tokens h and embedded time and condition y, both [N, head width]."""
+        for block in self.res_blocks:
+            h = block(h, y)
+        epsilon, v = self.final_layer(h, y).float().chunk(2, dim=-1)
+        return epsilon, v
+
+
+class DiffusionHead(nn.Module):
+    """The per-token diffusion model: its loss in training, its samples in generation."""
+
+    def __init__(self, channels: int, condition_width: int, width: int, depth: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.process = GaussianProcess()
+        self.net = HeadNetwork(channels, condition_width, width, depth)
+
+    def forward(self, x0: Tensor, z: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Mean training loss over tokens x0 [N, C] with conditions z [N, W], timesteps t [N] and noise [N, C]."""
+        xt = self.process.add_noise(x0, t, noise)
+        epsilon, v = self.net(xt.to(z.dtype), t, z)
+        return self.process.loss(epsilon, v, x0, xt, t, noise).mean()
+
+    def sample(self, z: Tensor, noise: Tensor, sampler: str, timesteps: tuple[float, ...], temperature: float, scale: float) -> Tensor:
+        """Tokens for conditions.
+
+        Args:
+            z: conditions [B, T, W]; with a guidance `scale` other than 1 [2B, T, W], conditional rows first.
+            noise: [draws, B, T, C] as the sampler needs it.
+
+        Returns:
+            float32 [B, T, C].
+        """
+        net, guided = self.net, scale != 1
+        rows = net.cond_embed(z)
+        embedded = net.time_embed(torch.tensor(timesteps, device=z.device))
+        times = dict(zip(timesteps, embedded, strict=True))
+
+        def network(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+            h = net.input_proj(x.to(z.dtype))
+            epsilon, v = net.predict(torch.cat([h, h]) if guided else h, rows + times[t])
+            if not guided:
+                return epsilon, v
+            # Guidance acts on epsilon alone; the variance stays the conditional branch's.
+            return combine(*epsilon.chunk(2), scale), v.chunk(2)[0]
+
+        return get_sampler(sampler).solve(network, noise, timesteps, temperature)
+
+
+def autoregress(
+    backbone: Backbone,
+    head: DiffusionHead,
+    noise: NoiseSource,
+    *,
+    length: int,
+    num_iter: int,
+    schedule: StepSchedule,
+    sampler: str,
+    guidance: Guidance,
+    temperature: float,
+    on_step: Callable[[StepTrace], None] | None,
+) -> Tensor:
+    """Tokens [B, L, C] of whole images, a group of them at each of `num_iter` AR steps, in each image's random order.
+
+    Raises:
+        ValueError: a setting is impossible.
+        FloatingPointError: a token came out as NaN or infinite.
+    """
+    solver = get_sampler(sampler)
+    if not 1 <= num_iter <= length:
+        raise ValueError(f"num_iter is {num_iter}; there must be 1 to {length} AR steps, for there are {length} tokens")
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise ValueError(f"temperature is {temperature}; it must be a finite number ≥ 0")
+    if guidance.max_time != 1:
+        raise ValueError(f"guidance.max_time is {guidance.max_time}, a flow time; this model has a diffusion head, and takes 1 only")
+    visited = step_timesteps(sampler, schedule, num_iter)
+    orders = noise.orders(length)
+    tokens = torch.zeros(len(orders), length, head.channels, device=orders.device)
+    masked = length
+    for step in range(num_iter):
+        start = time.perf_counter()
+        keep = min(max(math.floor(length * math.cos(math.pi / 2 * (step + 1) / num_iter)), 1), masked - 1)
+        scale = guidance.at((length - keep) / length)
+        left = 0 if step == num_iter - 1 else keep  # the last step takes all
+        wanted = orders[:, left:masked].sort().values
+        known = orders[:, masked:].sort().values
+        draws = noise.normal(step, solver.draws(len(visited[step])), masked - left, head.channels)
+        z = backbone(tokens, known, wanted)
+        tokens = put_rows(tokens, wanted, head.sample(z, draws, sampler, visited[step], temperature, scale))
+        masked = left
+        if on_step is not None:
+            nominal = schedule.steps(step, num_iter) if solver.annealed else schedule.upper
+            on_step(StepTrace(step, wanted.shape[1], nominal, len(visited[step]), time.perf_counter() - start))
+    if not tokens.isfinite().all():
+        raise FloatingPointError(
+            "generation ended with NaN or infinite latents; check the checkpoint with `disa checkpoints verify`, or use --dtype float32"
+        )
+    return tokens
+
+
+class MAR(nn.Module):
+    """Masked autoregressive encoder and decoder with a diffusion head.
+
+    Args:
+        image_size, latent_stride: pixels a side, and pixels a latent.
+        latent_channels, patch_size: channels of the latents, and latents a token's side.
+        num_classes: labels 0..num_classes-1.
+        width, depth, num_heads: of the encoder, and again of the decoder.
+        buffer_size: slots that hold the class embedding in front of the tokens.
+        head_depth, head_width: of the diffusion head.
+        attn_dropout, proj_dropout, label_drop_prob, mask_ratio_min, diffusion_batch_mul, grad_checkpointing: training alone.
+
+    Raises:
+        ValueError: the sizes do not fit together.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int = 256,
+        latent_stride: int = 16,
+        latent_channels: int = 16,
+        patch_size: int = 1,
+        num_classes: int = 1000,
+        width: int = 1024,
+        depth: int = 16,
+        num_heads: int = 16,
+        buffer_size: int = 64,
+        head_depth: int = 3,
+        head_width: int = 1024,
+        attn_dropout: float = 0.1,
+        proj_dropout: float = 0.1,
+        label_drop_prob: float = 0.1,
+        mask_ratio_min: float = 0.7,
+        diffusion_batch_mul: int = 4,
+        grad_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        if image_size % (latent_stride * patch_size):
+            raise ValueError(
+                f"image_size is {image_size}; it must be a multiple of latent_stride · patch_size = {latent_stride * patch_size}"
+            )
+        if width % num_heads:
+            raise ValueError(f"width is {width}; it must be a multiple of num_heads = {num_heads}")
+        self.grid = image_size // latent_stride // patch_size
+        self.patch_size, self.num_classes, self.buffer_size = patch_size, num_classes, buffer_size
+        self.label_drop_prob, self.mask_ratio_min = label_drop_prob, mask_ratio_min
+        self.diffusion_batch_mul, self.grad_checkpointing = diffusion_batch_mul, grad_checkpointing
+        channels = latent_channels * patch_size**2
+
+        def blocks() -> nn.ModuleList:
+            return nn.ModuleList(Block(width, num_heads, attn_dropout, proj_dropout) for _ in range(depth))
+
+        self.class_emb = nn.Embedding(num_classes, width)
+        self.fake_latent = nn.Parameter(torch.zeros(1, width))
+        self.z_proj = nn.Linear(channels, width)
+        self.z_proj_ln = nn.LayerNorm(width, eps=1e-6)
+        self.encoder_pos_embed_learned = nn.Parameter(torch.zeros(1, buffer_size + self.length, width))
+        self.encoder_blocks = blocks()
+        self.encoder_norm = nn.LayerNorm(width, eps=1e-6)
+        self.decoder_embed = nn.Linear(width, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.decoder_pos_embed_learned = nn.Parameter(torch.zeros(1, buffer_size + self.length, width))
+        self.decoder_blocks = blocks()
+        self.decoder_norm = nn.LayerNorm(width, eps=1e-6)
+        self.diffusion_pos_embed_learned = nn.Parameter(torch.zeros(1, self.length, width))
+        self.diffloss = DiffusionHead(channels, width, head_width, head_depth)
+        self._initialize()
+
+    @property
+    def length(self) -> int:
+        """Tokens an image."""
+        return self.grid**2
+
+    def _initialize(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        for embedding in (
+            self.fake_latent,
+            self.mask_token,
+            self.encoder_pos_embed_learned,
+            self.decoder_pos_embed_learned,
+            self.diffusion_pos_embed_learned,
+        ):
+            nn.init.normal_(embedding, std=0.02)
+        net = self.diffloss.net
+        for layer in (net.time_embed.mlp[0], net.time_embed.mlp[2]):
+            nn.init.normal_(layer.weight, std=0.02)
+        # The head begins as the zero function: every residual block is shut, and so is the output.
+        for layer in (*(block.adaLN_modulation[1] for block in net.res_blocks), net.final_layer.adaLN_modulation[1], net.final_layer.linear):
+            nn.init.zeros_(layer.weight)
+
+    def patchify(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, H, W] -> tokens [B, L, C · patch_size²]."""
+        p = self.patch_size
+        return latents.unfold(2, p, p).unfold(3, p, p).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+
+    def unpatchify(self, tokens: Tensor) -> Tensor:
+        """Tokens [B, L, C · patch_size²] -> latents [B, C, H, W]."""
+        p, g = self.patch_size, self.grid
+        return tokens.unflatten(1, (g, g)).unflatten(3, (-1, p, p)).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+
+    def encode(self, tokens: Tensor, known: Tensor, class_embedding: Tensor) -> Tensor:
+        """Encoder over the buffer and the known tokens.
+
+        Args:
+            tokens: [B, L, C].
+            known: positions of the known tokens, ascending [B, K].
+            class_embedding: [B, W].
+
+        Returns:
+            [B, buffer + K, W].
+        """
+        position = self.encoder_pos_embed_learned
+        buffer = class_embedding[:, None] + position[:, : self.buffer_size]
+        x = self.z_proj(take_rows(tokens, known).to(buffer.dtype)) + position[0, self.buffer_size :][known]
+        x = self.z_proj_ln(torch.cat([buffer, x], dim=1))
+        for block in self.encoder_blocks:
+            x = self._run_block(block, x)
+        return self.encoder_norm(x)
+
+    def decode(self, encoded: Tensor, known: Tensor, wanted: Tensor) -> Tensor:
+        """Decoder over all positions; its last block computes the wanted ones only.
+
+        Args:
+            encoded: the encoder's output [B, buffer + K, W].
+            known, wanted: positions, ascending [B, K] and [B, T].
+
+        Returns:
+            Conditions for the head [B, T, W].
+        """
+        x = self.decoder_embed(encoded)
+        places = torch.cat([torch.arange(self.buffer_size, device=known.device).expand(len(known), -1), self.buffer_size + known], dim=1)
+        canvas = self.mask_token.to(x.dtype).expand(len(x), self.buffer_size + self.length, -1)
+        x = put_rows(canvas, places, x) + self.decoder_pos_embed_learned
+        for block in self.decoder_blocks[:-1]:
+            x = self._run_block(block, x)
+        x = self._run_block(self.decoder_blocks[-1], x, self.buffer_size + wanted)
+        return self.decoder_norm(x) + self.diffusion_pos_embed_learned[0][wanted]
+
+    def _run_block(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+        if self.grad_checkpointing and self.training:
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+    def forward(
+        self, latents: Tensor, labels: Tensor, mask: Tensor | None = None, timesteps: Tensor | None = None, noise: Tensor | None = None
+    ) -> Tensor:
+        """Training loss of a batch.
+
+        Args:
+            latents: [B, C, H, W], unit variance.
+            labels: int64 [B].
+            mask: 1 where a token is to be predicted [B, L], as many in every image; drawn if not given.
+            timesteps, noise: for each of `diffusion_batch_mul` · B · L copies of the tokens, [N] and [N, C]; drawn if not given.
+
+        Returns:
+            The head's mean loss over masked tokens, a scalar.
+        """
+        tokens = self.patchify(latents)  # [B, L, C]
+        batch, copies = len(tokens), self.diffusion_batch_mul
+        order = torch.rand(tokens.shape[:2], device=tokens.device).argsort(1) if mask is None else mask.argsort(dim=1, descending=True, stable=True)
+        masked = self._masked_count() if mask is None else int(mask[0].sum())
+        wanted, known = order[:, :masked].sort().values, order[:, masked:].sort().values
+
+        dropped = torch.rand(batch, 1, device=tokens.device) < self.label_drop_prob
+        class_embedding = torch.where(dropped, self.fake_latent, self.class_emb(labels))
+        z = self.decode(self.encode(tokens, known, class_embedding), known, wanted)
+        target = take_rows(tokens, wanted)
+
+        def of_wanted(per_copy: Tensor) -> Tensor:  # [copies · B · L, ...] -> [copies · B · T, ...]
+            per_copy = per_copy.view(copies, batch, self.length, -1)
+            rows = wanted[None, ..., None].expand(copies, -1, -1, per_copy.shape[-1])
+            return per_copy.gather(2, rows).flatten(0, 2)
+
+        rows = copies * batch * masked
+        t = torch.randint(len(self.diffloss.process.timesteps), (rows,), device=z.device) if timesteps is None else of_wanted(timesteps)[:, 0]
+        drawn = torch.randn(rows, target.shape[-1], device=z.device) if noise is None else of_wanted(noise)
+        return self.diffloss(target.flatten(0, 1).repeat(copies, 1), z.flatten(0, 1).repeat(copies, 1), t, drawn)
+
+    def _masked_count(self) -> int:
+        """Tokens to mask, for a ratio from a normal (mean 1, standard deviation 0.25) truncated to [mask_ratio_min, 1]."""
+        ratio = torch.empty(1)
+        nn.init.trunc_normal_(ratio, mean=1.0, std=0.25, a=self.mask_ratio_min, b=1.0)
+        return math.ceil(self.length * ratio.item())
+
+    @torch.no_grad()
+    def generate(
+        self,
+        labels: Tensor,
+        num_iter: int = 64,
+        schedule: StepSchedule | None = None,
+        sampler: str = "DiSA",
+        guidance: Guidance | None = None,
+        temperature: float = 1.0,
+        *,
+        noise: NoiseSource,
+        on_step: Callable[[StepTrace], None] | None = None,
+    ) -> Tensor:
+        """Latents for class labels.
+
+        Args:
+            labels: int64 [B].
+            num_iter: AR steps, 1 to the number of tokens.
+            schedule: diffusion steps at each AR step; by default 50 down to 5, linear.
+            sampler: a name in `disa.diffusion.SAMPLERS`.
+            guidance: by default none.
+            temperature: factor on the noise within the diffusion steps.
+            noise: where the randomness comes from, such as `disa.ImageNoise`.
+            on_step: called after each AR step.
+
+        Returns:
+            float32 [B, C, H, W], unit variance.
+
+        Raises:
+            ValueError: a setting or a label is impossible.
+            FloatingPointError: a latent came out as NaN or infinite.
+        """
+        guidance = guidance or Guidance()
+        if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < self.num_classes):
+            raise ValueError(f"labels are in {int(labels.min())}..{int(labels.max())}; this model knows 0..{self.num_classes - 1}")
+        embedding = self.class_emb(labels)
+        if guidance.active:
+            embedding = torch.cat([embedding, self.fake_latent.expand_as(embedding)])
+        branches = 2 if guidance.active else 1
+
+        def backbone(tokens: Tensor, known: Tensor, wanted: Tensor) -> Tensor:
+            known, wanted = known.repeat(branches, 1), wanted.repeat(branches, 1)
+            return self.decode(self.encode(tokens.repeat(branches, 1, 1), known, embedding), known, wanted)
+
+        tokens = autoregress(
+            backbone,
+            self.diffloss,
+            noise,
+            length=self.length,
+            num_iter=num_iter,
+            schedule=schedule or StepSchedule(),
+            sampler=sampler,
+            guidance=guidance,
+            temperature=temperature,
+            on_step=on_step,
+        )
+        return self.unpatchify(tokens)

@@ -1,0 +1,210 @@
+"""The training loop of every family; what a family's loss is, its model's `forward` knows."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from .. import distributed
+from .checkpoint import LAST, load_training, save_training
+from .optimization import EMA, learning_rate, parameter_groups
+
+SAVE_SECONDS = 600  # a killed run loses at most this much
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How to train.
+
+    Attributes:
+        batch_size: images a step on each rank.
+        epochs, warmup_epochs: the length of the run and of its warm-up.
+        lr: peak learning rate; None takes `blr` · (images a step over all ranks) / 256.
+        lr_schedule: "constant" or "cosine" (down to `min_lr`).
+        grad_clip: largest norm of the gradient; 0 does not clip.
+        dtype: of the autocast forward pass; float32 is none.
+        save_epochs, eval_epochs: how often to save and (where there is an `evaluate`) to evaluate.
+    """
+
+    batch_size: int
+    epochs: int
+    warmup_epochs: float
+    lr: float | None
+    blr: float
+    min_lr: float
+    lr_schedule: str
+    weight_decay: float
+    grad_clip: float
+    ema_rate: float
+    seed: int
+    dtype: torch.dtype
+    save_epochs: int
+    eval_epochs: int
+    num_workers: int = 0
+    pin_memory: bool = False
+
+    def __post_init__(self) -> None:
+        if self.lr_schedule not in ("constant", "cosine"):
+            raise ValueError(f"lr_schedule is {self.lr_schedule!r}; allowed are constant and cosine")
+        for name in ("batch_size", "epochs", "save_epochs", "eval_epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.ema_rate < 1:
+            raise ValueError(f"ema_rate is {self.ema_rate}; it must be in [0, 1)")
+
+
+def _epoch_batches(count: int, settings: TrainingSettings, epoch: int, first: int) -> list[list[int]]:
+    """This rank's batches of one epoch from batch `first` on: the order depends on seed and epoch alone."""
+    generator = torch.Generator().manual_seed(settings.seed + epoch)
+    mine = torch.randperm(count, generator=generator)[distributed.rank() :: distributed.world_size()]
+    steps = count // (settings.batch_size * distributed.world_size())
+    return mine[: steps * settings.batch_size].view(steps, -1)[first:].tolist()
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """A list that is filled when the process is asked to stop (SIGTERM, SIGINT), so that the step can be finished and saved."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def train(
+    model: nn.Module,
+    dataset: Dataset,
+    to_latents: Callable[[Tensor], Tensor],
+    settings: TrainingSettings,
+    *,
+    device: torch.device,
+    output: Path,
+    log: Path,
+    args: argparse.Namespace,
+    resume: Path | None = None,
+    evaluate: Callable[[nn.Module, int], dict[str, float]] | None = None,
+) -> nn.Module:
+    """Train `model` on `device`, in place; returns it holding the averaged weights.
+
+    Every random draw of a step depends on the seed, the step and the rank alone, so that a resumed run repeats what an
+    uninterrupted one would have done.
+
+    Args:
+        dataset: items (input, label).
+        to_latents: a batch of inputs on `device` -> latents [B, C, H, W]; random augmentation belongs here.
+        output: folder of `checkpoint-last.pth`, from which a run in the same folder goes on.
+        log: folder of the TensorBoard log.
+        args: kept in the checkpoint, as released.
+        resume: another checkpoint to go on from when `output` has none yet.
+        evaluate: (model with averaged weights, epoch) -> scores for the log.
+
+    Raises:
+        FloatingPointError: the loss became NaN or infinite.
+        KeyboardInterrupt: the process was asked to stop; the state is saved.
+    """
+    world, last = distributed.world_size(), output / LAST
+    steps_per_epoch = len(dataset) // (settings.batch_size * world)  # type: ignore[arg-type]
+    if steps_per_epoch == 0:
+        raise ValueError(f"the data set has {len(dataset)} images, fewer than one step of {settings.batch_size} on {world} ranks")  # type: ignore[arg-type]
+    images_a_step = settings.batch_size * world
+    peak = settings.blr * images_a_step / 256 if settings.lr is None else settings.lr
+
+    model.to(device).train()
+    ema = EMA(model, settings.ema_rate)
+    optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=peak, betas=(0.9, 0.95))
+    scaler = torch.amp.GradScaler(device.type, enabled=settings.dtype == torch.float16)
+    start = last if last.is_file() else resume
+    step = load_training(start, model, ema, optimizer, scaler, steps_per_epoch) if start else 0
+    network = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None) if world > 1 else model
+
+    total = settings.epochs * steps_per_epoch
+    writer = SummaryWriter(str(log), purge_step=step) if distributed.is_main() else None
+    bar = tqdm(total=total * images_a_step, initial=step * images_a_step, unit="img", unit_scale=True, disable=writer is None, desc="training")
+
+    def save() -> None:
+        if distributed.is_main():
+            save_training(last, model, ema, optimizer, scaler, step, steps_per_epoch, args)
+        distributed.barrier()
+
+    with _stop_requests() as stop:
+        saved_at = time.monotonic()
+        while step < total:
+            epoch, first = divmod(step, steps_per_epoch)
+            batches = _epoch_batches(len(dataset), settings, epoch, first)  # type: ignore[arg-type]
+            loader = DataLoader(dataset, batch_sampler=batches, num_workers=settings.num_workers, pin_memory=settings.pin_memory)
+            for inputs, labels in loader:
+                torch.manual_seed((settings.seed * 1_000_003 + step) * world + distributed.rank())
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(
+                        step / steps_per_epoch,
+                        lr=peak,
+                        min_lr=settings.min_lr,
+                        warmup_epochs=settings.warmup_epochs,
+                        epochs=settings.epochs,
+                        schedule=settings.lr_schedule,
+                    )
+                latents = to_latents(inputs.to(device, non_blocking=True))
+                with torch.autocast(device.type, settings.dtype, enabled=settings.dtype != torch.float32):
+                    loss = network(latents, labels.to(device, non_blocking=True))
+                value = loss.item()
+                if not torch.isfinite(loss):
+                    known = f"the last good checkpoint is {last}" if last.is_file() else "nothing was saved yet"
+                    raise FloatingPointError(f"the loss is {value} at step {step} (epoch {epoch}); {known}; try a lower --lr or --grad_clip")
+                optimizer.zero_grad(set_to_none=True)
+                scaler.scale(loss).backward()
+                scaler.unscale_(optimizer)
+                norm = nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip or float("inf"))
+                scaler.step(optimizer)
+                scaler.update()
+                ema.update()
+                if writer is not None:
+                    writer.add_scalar("train/loss", value, step)
+                    writer.add_scalar("train/grad_norm", norm, step)
+                    writer.add_scalar("train/lr", optimizer.param_groups[0]["lr"], step)
+                step += 1
+                bar.update(images_a_step)
+                bar.set_postfix(epoch=epoch, loss=f"{value:.4f}", refresh=False)
+                # Ranks must agree on when to save: the collective below costs little beside a step, and is asked for seldom.
+                if step % 16 == 0 or world == 1:
+                    due, asked = distributed.broadcast((time.monotonic() - saved_at > SAVE_SECONDS, bool(stop)))
+                    if due or asked:
+                        save()
+                        saved_at = time.monotonic()
+                    if asked:
+                        bar.close()
+                        raise KeyboardInterrupt(f"stopped at step {step}; start the same command again to go on from {last}")
+            finished = step // steps_per_epoch
+            if finished % settings.save_epochs == 0 or step == total:
+                save()
+            if evaluate is not None and (finished % settings.eval_epochs == 0 or step == total):
+                ema.swap()
+                scores = evaluate(model.eval(), finished)
+                ema.swap()
+                model.train()
+                for name, score in scores.items():
+                    if writer is not None:
+                        writer.add_scalar(f"eval/{name}", score, step)
+    bar.close()
+    if writer is not None:
+        writer.close()
+    ema.swap()
+    return model.eval()
