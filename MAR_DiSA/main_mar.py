@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout without installation, too
-
-from disa import Guidance, ImageNoise, StepSchedule, StepTrace, build_model, distributed, flags  # noqa: E402
-from disa.checkpoints import load_model, load_tokenizer  # noqa: E402
-from disa.cli import run  # noqa: E402
-from disa.diffusion import SAMPLERS  # noqa: E402
-from disa.evaluation import Evaluation, evaluate  # noqa: E402
-from disa.generation import image_seed  # noqa: E402
-from disa.models import BUNDLED  # noqa: E402
-from disa.training.data import training_data  # noqa: E402
-from disa.training.loop import settings_from_flags, train  # noqa: E402
+from disa import Guidance, StepSchedule, build_model, distributed, flags, load_model
+from disa.checkpoints import load_tokenizer
+from disa.cli import run
+from disa.diffusion import SAMPLERS
+from disa.distributed import resolve_device
+from disa.evaluation import Space, choose_spaces, evaluate
+from disa.flags import DTYPES, parse
+from disa.models import MODELS
+from disa.models.mar import MAR
+from disa.models.tokenizer import SpaceToDepth, Tokenizer
+from disa.sampling import LabelSampler, Sampling
+from disa.training.checkpoint import LAST
+from disa.training.data import TrainingData, cached_data, fashion_data, image_folder_data
+from disa.training.loop import settings_from_flags, train
 
 # flag -> argument of the model
 MODEL_FLAGS = {
@@ -55,34 +58,143 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def bundled_defaults() -> dict[str, dict[str, object]]:
-    """The architecture of a bundled model is its name's; its flags' defaults say so."""
-    return {
-        name: {**{flag: model.arguments[argument] for flag, argument in MODEL_FLAGS.items()}, "vae_path": "", "data_path": ""}
-        for name, model in BUNDLED.items()
+# The architecture and the data of a bundled model are its name's.
+BUNDLED_DEFAULTS = {
+    name: {
+        **{flag: entry.arguments[argument] for flag, argument in MODEL_FLAGS.items()},
+        **{"vae_path": "", "data_path": "", "diff_sampler": "DiSA", "num_workers": 0},
     }
+    for name, entry in MODELS.items()
+    if entry.bundled
+}
 
 
-class Generator:
-    """Ids to images, with the settings that the flags ask for."""
+def get_sampling(args: argparse.Namespace) -> Sampling:
+    schedule = StepSchedule(args.diff_upper_steps, args.diff_lower_steps, args.diff_annealing_strategy)
+    return Sampling(args.num_iter, schedule, args.diff_sampler, Guidance(args.cfg, args.cfg_schedule), args.temperature, args.seed)
 
-    def __init__(self, args: argparse.Namespace, model: nn.Module, tokenizer: nn.Module, device: torch.device) -> None:
-        self.args, self.model, self.tokenizer, self.device = args, model, tokenizer, device
-        self.schedule = StepSchedule(args.diff_upper_steps, args.diff_lower_steps, args.diff_annealing_strategy)
-        self.guidance = Guidance(args.cfg, args.cfg_schedule)
-        self.traces: list[StepTrace] = []
 
-    def __call__(self, ids: Sequence[int]) -> Tensor:
-        """Images [B, C, H, W] in [-1, 1]."""
-        self.traces = []
-        latents = self.model.generate(
-            torch.tensor([image_id % self.args.class_num for image_id in ids], device=self.device),
-            num_iter=self.args.num_iter,
-            schedule=self.schedule,
-            sampler=self.args.diff_sampler,
-            guidance=self.guidance,
-            temperature=self.args.temperature,
-            noise=ImageNoise([image_seed(self.args.seed, image_id) for image_id in ids], self.device),
-            on_step=self.traces.append,
-        )
-        return self.tokenizer.decode(latents.to(next(self.model.parameters()).dtype))
+def say(text: str) -> None:
+    """Print on one rank."""
+    if distributed.is_main():
+        print(text, flush=True)
+
+
+def evaluation(args: argparse.Namespace, sampler: LabelSampler, spaces: Sequence[Space], folder: Path, step: int = 0) -> dict[str, Any]:
+    """Generate and measure what `sampler` makes."""
+    return evaluate(
+        sampler,
+        folder,
+        spaces=spaces,
+        settings={name: getattr(args, name) for name in ("model", *MODEL_FLAGS, "dtype")},
+        num_images=args.num_images,
+        batch_size=args.eval_bsz,
+        keep_images=args.keep_images,
+        log=Path(args.log_dir) / folder.name,
+        step=step,
+    )
+
+
+def get_tokenizer(args: argparse.Namespace, device: torch.device) -> Tokenizer:
+    """KL-16 from its file, or the small tokenizer of the bundled models."""
+    tokenizer = SpaceToDepth(args.vae_stride) if MODELS[args.model].bundled else load_tokenizer(args.vae_path, args.vae_embed_dim)
+    return tokenizer.to(device)
+
+
+def get_data(args: argparse.Namespace, device: torch.device) -> TrainingData:
+    """What the flags say to train on."""
+    if args.use_cached:
+        return cached_data(args.cached_path)
+    if MODELS[args.model].bundled:
+        return fashion_data(SpaceToDepth(args.vae_stride), args.data_path or None)
+    return image_folder_data(load_tokenizer(args.vae_path, args.vae_embed_dim).to(device), args.data_path, args.img_size)
+
+
+def note_uneven_classes(args: argparse.Namespace) -> None:
+    if rest := args.num_images % args.class_num:
+        say(f"note: {args.num_images} images are not a multiple of {args.class_num} classes; the first {rest} get one more")
+
+
+def run_evaluation(args: argparse.Namespace, device: torch.device) -> None:
+    spaces, left_out = choose_spaces(args.metrics, args.features, args.reference, bundled=MODELS[args.model].bundled)
+    for sentence in left_out:
+        say(f"note: {sentence}")
+    note_uneven_classes(args)
+    architecture = {argument: getattr(args, flag) for flag, argument in MODEL_FLAGS.items()}
+    model = load_model(args.model, args.resume or None, **architecture).to(device, DTYPES[args.dtype])
+    tokenizer = get_tokenizer(args, device).to(DTYPES[args.dtype])
+    sampler = LabelSampler(model, tokenizer, get_sampling(args), device)
+    folder = Path(args.output_dir) / sampler.sampling.name()
+    say(summary(evaluation(args, sampler, spaces, folder)))
+    say(f"everything is in {folder}: results.json, samples.png{', images' if args.keep_images else ''}")
+
+
+def summary(results: dict[str, Any]) -> str:
+    """The results in a few lines."""
+    seconds = results["seconds_per_image"]
+    speed = (
+        f"{seconds:.4g} seconds an image ({results['images_per_second']:.4g} images/s, first batch excluded)"
+        if seconds
+        else "too few images to time"
+    )
+    lines = [f"{results['num_images']} images, {results['head_evaluations']} head evaluations an image, {speed} on {results['device']}"]
+    for scores in results["metrics"]:
+        numbers = ", ".join(f"{name} {value:.4f}" for name, value in scores.items() if isinstance(value, float))
+        lines.append(f"{scores['extractor']}: {numbers}")
+    return "\n".join(lines)
+
+
+def run_training(args: argparse.Namespace, device: torch.device) -> None:
+    spaces = choose_spaces(args.metrics, args.features, args.reference, bundled=MODELS[args.model].bundled)[0] if args.online_eval else []
+    torch.manual_seed(args.seed)
+    arguments = {argument: getattr(args, flag) for flag, argument in MODEL_FLAGS.items()}
+    model = build_model(args.model, **arguments, **{flag: getattr(args, flag) for flag in TRAINING_FLAGS})
+    data = get_data(args, device)
+    tokenizer = get_tokenizer(args, device) if args.online_eval else None
+
+    def online(averaged: nn.Module, epoch: int) -> dict[str, float]:
+        assert tokenizer is not None and isinstance(averaged, MAR)
+        sampler = LabelSampler(averaged, tokenizer, get_sampling(args), device)
+        results = evaluation(args, sampler, spaces, Path(args.output_dir) / "online" / f"epoch{epoch:04d}", epoch)
+        return {
+            f"{scores['extractor']}/{name}": value
+            for scores in results["metrics"]
+            for name, value in scores.items()
+            if isinstance(value, float)
+        }
+
+    output = Path(args.output_dir)
+    resume = Path(args.resume) if args.resume else None
+    if resume is not None and resume.is_dir():
+        resume = resume / LAST
+    if resume is not None and not resume.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {resume} to resume from")
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    say(f"{parameters:,} parameters, {len(data.dataset):,} images, {distributed.world_size()} ranks on {device.type}")
+    train(
+        model,
+        data.dataset,
+        data.to_latents,
+        settings_from_flags(args),
+        device=device,
+        output=output,
+        log=Path(args.log_dir),
+        args=args,
+        resume=resume,
+        evaluate=online if args.online_eval else None,
+    )
+    say(f"done; weights are in {output / LAST}")
+
+
+def main() -> None:
+    args = parse(get_parser(), BUNDLED_DEFAULTS)
+    device = resolve_device(args.device)
+    distributed.setup(device)
+    try:
+        (run_evaluation if args.evaluate else run_training)(args, device)
+    finally:
+        distributed.shutdown()
+
+
+if __name__ == "__main__":
+    run(main)

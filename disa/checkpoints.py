@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
+import http.client
 import json
 import pickle
+import re
 import time
 import urllib.error
 import urllib.request
+import warnings
+import zipfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +23,17 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .files import write_json
+from .files import atomic_write, write_json
 from .models import MODELS, build_model
+from .models.mar import MAR
 from .models.tokenizer import AutoencoderKL
 
 PACKAGE = Path(__file__).parent
 BUNDLED_WEIGHTS = PACKAGE / "bundled"
 MANIFESTS = PACKAGE / "manifests"
+
+# Waited before the second try of a download; twice as long before each later one.
+RETRY_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -55,32 +64,27 @@ def _dropbox(name: str, key: str, query: str, path: str, megabytes: int) -> Publ
     return Published(name, f"https://www.dropbox.com/scl/fi/{key}?rlkey={query}&dl=1", path, megabytes, "MIT")
 
 
-def _hugging_face(name: str, repository: str, file: str, path: str, licence: str) -> Published:
-    return Published(name, f"https://huggingface.co/{repository}/resolve/main/{file}", path, 0, licence)
+def _hugging_face(name: str, repository: str, file: str, licence: str) -> Published:
+    folder = repository.rpartition("/")[2].lower()
+    return Published(name, f"https://huggingface.co/{repository}/resolve/main/{file}", f"{folder}/{file}", 0, licence)
 
 
 _SEE = "see the authors' page"
 _NTU = "NTU S-Lab 1.0 (non-commercial)"
+_LAST = "checkpoint-last.pth"
+_STATISTICS = "fid_stats/adm_in256_stats.npz"
 
-CATALOGUE: dict[str, Published] = {
-    entry.name: entry
-    for entry in (
-        _dropbox("kl16", "hhmuvaiacrarfg28qxhwz/kl16.ckpt", "l44xipsezc8atcffdp4q7mwmh", "vae/kl16.ckpt", 254),
-        _dropbox("mar_base", "f6dpuyjb7fudzxcyhvrhk/checkpoint-last.pth", "a6i4bo71vhfo4anp33n9ukujb", "mar/mar_base/checkpoint-last.pth", 1587),
-        _dropbox("mar_large", "pxacc5b2mrt3ifw4cah6k/checkpoint-last.pth", "m48ovo6g7ivcbosrbdaz0ehqt", "mar/mar_large/checkpoint-last.pth", 3650),
-        _dropbox("mar_huge", "1qmfx6fpy3k7j9vcjjs3s/checkpoint-last.pth", "4lae281yzxb406atp32vzc83o", "mar/mar_huge/checkpoint-last.pth", 7191),
-        *(_hugging_face(f"flowar_{size}", "OliverRen/FlowAR", f"FlowAR-{size[0].upper()}.pth", f"flowar/FlowAR-{size[0].upper()}.pth", _SEE) for size in ("small", "large", "huge")),
-        *(_hugging_face(f"xar_{size}", "OliverRen/xAR", f"xAR-{size[0].upper()}.pth", f"xar/xAR-{size[0].upper()}.pth", _SEE) for size in ("base", "large", "huge")),
-        *(_hugging_face(f"harmon_{size}", "wusize/harmon", f"harmon_{size}.pth", f"harmon/harmon_{size}.pth", _NTU) for size in ("0.5b", "1.5b", "1.5b-o")),
-        Published(
-            "adm_in256_stats",
-            "https://raw.githubusercontent.com/LTH14/mar/main/fid_stats/adm_in256_stats.npz",
-            "fid_stats/adm_in256_stats.npz",
-            0,
-            "MIT",
-        ),
-    )
-}  # fmt: skip
+_FILES = [
+    _dropbox("kl16", "hhmuvaiacrarfg28qxhwz/kl16.ckpt", "l44xipsezc8atcffdp4q7mwmh", "vae/kl16.ckpt", 254),
+    _dropbox("mar_base", f"f6dpuyjb7fudzxcyhvrhk/{_LAST}", "a6i4bo71vhfo4anp33n9ukujb", f"mar/mar_base/{_LAST}", 1587),
+    _dropbox("mar_large", f"pxacc5b2mrt3ifw4cah6k/{_LAST}", "m48ovo6g7ivcbosrbdaz0ehqt", f"mar/mar_large/{_LAST}", 3650),
+    _dropbox("mar_huge", f"1qmfx6fpy3k7j9vcjjs3s/{_LAST}", "4lae281yzxb406atp32vzc83o", f"mar/mar_huge/{_LAST}", 7191),
+    *(_hugging_face(f"flowar_{size}", "OliverRen/FlowAR", f"FlowAR-{size[0].upper()}.pth", _SEE) for size in ("small", "large", "huge")),
+    *(_hugging_face(f"xar_{size}", "OliverRen/xAR", f"xAR-{size[0].upper()}.pth", _SEE) for size in ("base", "large", "huge")),
+    *(_hugging_face(f"harmon_{size}", "wusize/harmon", f"harmon_{size}.pth", _NTU) for size in ("0.5b", "1.5b", "1.5b-o")),
+    Published("adm_in256_stats", f"https://raw.githubusercontent.com/LTH14/mar/main/{_STATISTICS}", _STATISTICS, 0, "MIT"),
+]
+CATALOGUE = {entry.name: entry for entry in _FILES}
 
 
 # ---------------------------------------------------------------------------------------------------------------- fetch
@@ -89,8 +93,8 @@ CATALOGUE: dict[str, Published] = {
 def fetch(name: str, folder: str | Path = "pretrained_models", attempts: int = 5) -> Path:
     """Download a published file below `folder`, going on where an earlier try stopped.
 
-    Its size and SHA-256 are kept beside it, in `<file>.sha256.json`: the first download records them, and later ones must
-    give the same.
+    Its size and SHA-256 are kept beside it, in `<file>.sha256.json`: the first time records them, and later ones must find
+    the same. A file that is there is checked, not downloaded again.
 
     Returns:
         The file.
@@ -109,28 +113,36 @@ def fetch(name: str, folder: str | Path = "pretrained_models", attempts: int = 5
 def download(url: str, path: Path, attempts: int = 5) -> None:
     """`fetch` for any address and place."""
     record, part = path.with_name(path.name + ".sha256.json"), path.with_name(path.name + ".part")
-    known = json.loads(record.read_text()) if record.is_file() else None
-    if path.is_file() and known and path.stat().st_size == known["size"]:
+    if path.is_file():
+        if not _check_record(path, record, url):
+            raise ValueError(
+                f"{path} is not the file that {record} describes; move it away to fetch it again, or remove the record to keep it"
+            )
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     for attempt in range(1, attempts + 1):
         try:
             _continue_download(url, part)
             break
-        except (OSError, EOFError) as error:
-            refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
+        except (OSError, EOFError, http.client.HTTPException) as error:
+            refused = isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in (408, 429)  # timeout, too many
             if attempt == attempts or refused:
                 raise OSError(f"downloading {url} failed ({error}); start again to go on from {part}") from error
-            time.sleep(min(2**attempt, 30) * 0.1)
-    found = {"size": part.stat().st_size, "sha256": _sha256(part), "url": url}
-    if known and (known["size"], known["sha256"]) != (found["size"], found["sha256"]):
+            time.sleep(RETRY_SECONDS * 2 ** (attempt - 1))
+    if not _check_record(part, record, url):
         part.unlink()
-        raise ValueError(
-            f"{url} gave a file of {found['size']} bytes with SHA-256 {found['sha256'][:12]}…, but {record} records {known['size']} bytes "
-            f"and {known['sha256'][:12]}…; if the publisher changed it, remove the record"
-        )
-    write_json(record, found)
+        raise ValueError(f"{url} gave another file than {record} describes; if the publisher changed it, remove the record")
     part.replace(path)
+
+
+def _check_record(path: Path, record: Path, url: str) -> bool:
+    """Whether `path` is the file that `record` describes; without a record, make it."""
+    found = {"size": path.stat().st_size, "sha256": sha256(path), "url": url}
+    if not record.is_file():
+        write_json(record, found)
+        return True
+    known = json.loads(record.read_text())
+    return (known["size"], known["sha256"]) == (found["size"], found["sha256"])
 
 
 def _continue_download(url: str, part: Path) -> None:
@@ -140,12 +152,15 @@ def _continue_download(url: str, part: Path) -> None:
     try:
         response = urllib.request.urlopen(request, timeout=60)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # nothing is left beyond what is there, or the file became another
-            if error.headers.get("Content-Range", "").rpartition("/")[2] == str(have):
-                return
-            part.unlink()
-        raise
+        if error.code != 416 or not have:
+            raise
+        if error.headers.get("Content-Range", "").rpartition("/")[2] == str(have):  # nothing lies beyond what is there
+            return
+        part.unlink()
+        raise EOFError("the part that was there is longer than the file") from error
     with response:
+        if response.headers.get_content_type() == "text/html":
+            raise ValueError(f"{url} gave a web page, not a file; its publisher may have moved it, or limits downloads for a while")
         if have and response.status != 206:  # the server starts over, so must we
             have = 0
         length = response.headers.get("Content-Length")
@@ -161,7 +176,8 @@ def _continue_download(url: str, part: Path) -> None:
         raise EOFError(f"the connection ended at {part.stat().st_size} of {total} bytes")
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
@@ -178,26 +194,44 @@ def open_checkpoint(path: str | Path, weights: str = "ema") -> dict[str, Tensor]
     Args:
         path: a safetensors file, a plain state dict, a released checkpoint (keys `model`, `model_ema`, …), or a folder with
             `checkpoint-last.pth`.
-        weights: "ema" takes `model_ema` where there is one, "model" takes `model`.
+        weights: "ema" takes `model_ema` where there is one (a training checkpoint without it gives a warning), "model"
+            takes `model`.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it cannot be read, or holds no weights.
     """
+    if weights not in ("ema", "model"):
+        raise ValueError(f"weights is {weights!r}; allowed are ema and model")
     path = Path(path)
     if path.is_dir():
         path = path / "checkpoint-last.pth"
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}; `disa checkpoints list` names what can be fetched")
     content = _read(path)
+    if weights == "ema" and "optimizer" in content and not content.get("model_ema"):
+        warnings.warn(f"{path} holds no moving average (model_ema); the weights of its last step are used", stacklevel=2)
     for key in ("model_ema", "model", "state_dict") if weights == "ema" else ("model", "state_dict"):
-        if isinstance(content.get(key), dict):
+        if isinstance(content.get(key), dict) and content[key]:
             content = content[key]
             break
-    state = {name.removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}
+    state = {str(name).removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}
     if not state:
         raise ValueError(f"{path} holds no weights; its keys are {', '.join(map(str, list(content)[:5])) or 'none'}")
     return state
+
+
+def export(path: str | Path, out: str | Path, weights: str = "ema") -> None:
+    """Write the weights in a checkpoint as safetensors: small, and safe to pass on.
+
+    Raises:
+        FileNotFoundError, ValueError: as `open_checkpoint`.
+    """
+    from safetensors.torch import save_file
+
+    state = {name: value.contiguous() for name, value in open_checkpoint(path, weights).items()}
+    with atomic_write(out) as beside:
+        save_file(state, beside)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -209,13 +243,20 @@ def _read(path: Path) -> dict[str, Any]:
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} cannot be read as safetensors ({error}); it may be truncated, fetch it again") from error
+            raise ValueError(
+                f"{path} cannot be read as safetensors ({error}); it may be truncated: remove it and fetch it again"
+            ) from error
     try:
+        # Only torch's newer format, a zip archive, can be mapped; that saves reading the optimizer of a training checkpoint.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} cannot be read as a checkpoint ({reason}); it may be truncated or not a checkpoint, fetch it again") from error
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError) as error:
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if code:
+            message = f"{path} holds {code[1]}, which is code and not weights; it was not executed. Give a file with a state dict alone"
+        else:
+            message = f"{path} cannot be read as a checkpoint; it may be truncated, or something else: remove it and fetch it again"
+        raise ValueError(message) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
     return content
@@ -228,13 +269,16 @@ def load_into(model: nn.Module, state: dict[str, Tensor], source: str | Path) ->
         ValueError: names or shapes differ, or a value is not finite; `source` and the differences are named.
     """
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
-    problems = compare(state, shapes)
-    if problems:
-        raise ValueError(f"{source} does not fit this model: {'; '.join(problems)}")
-    model.load_state_dict(state, assign=False)
+    found = differences(state, shapes)
+    if found:
+        summary = "; ".join(
+            f"{len(names)} {kind}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}" for kind, names in found.items()
+        )
+        raise ValueError(f"{source} does not fit this model: {summary}")
+    model.load_state_dict(state)
 
 
-def load_model(name: str, path: str | Path | None = None, weights: str = "ema", **overrides: Any) -> nn.Module:
+def load_model(name: str, path: str | Path | None = None, weights: str = "ema", **overrides: Any) -> MAR:
     """The model called `name` with the weights in `path`, in eval mode.
 
     Args:
@@ -249,10 +293,10 @@ def load_model(name: str, path: str | Path | None = None, weights: str = "ema", 
     """
     if path is None:
         path = BUNDLED_WEIGHTS / f"{name}.safetensors"
-        if not path.is_file():
+        if name in MODELS and not path.is_file():
             bundled = [key for key, entry in MODELS.items() if entry.bundled]
             raise FileNotFoundError(
-                f"no weights of {name} come with the package (only of {', '.join(bundled)}); give a checkpoint, such as `disa checkpoints fetch` brings"
+                f"no weights of {name} come with the package (only of {', '.join(bundled)}); give a checkpoint, see `disa checkpoints list`"
             )
     model = build_model(name, **overrides)
     load_into(model, open_checkpoint(path, weights), path)
@@ -294,24 +338,26 @@ def manifest(name: str) -> dict[str, Any]:
     return json.loads((MANIFESTS / f"{name}.json").read_text())
 
 
-def compare(state: dict[str, Tensor], shapes: dict[str, list[int]], optional: tuple[str, ...] = ()) -> list[str]:
-    """How `state` differs from `shapes`, a sentence a kind of difference; none if it does not."""
-    missing = [name for name in shapes if name not in state and name not in optional]
-    unexpected = [name for name in state if name not in shapes]
-    wrong = [f"{name} {list(state[name].shape)} instead of {shape}" for name, shape in shapes.items() if name in state and list(state[name].shape) != shape]
-    infinite = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
-    return [
-        f"{len(names)} {kind}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong), ("with NaN or infinity", infinite))
-        if names
-    ]
+def differences(state: dict[str, Tensor], shapes: dict[str, list[int]], optional: Collection[str] = ()) -> dict[str, list[str]]:
+    """How `state` differs from `shapes`: kind of difference -> the tensors it concerns; empty if it does not differ."""
+    found = {
+        "missing": [name for name in shapes if name not in state and name not in optional],
+        "unexpected": [name for name in state if name not in shapes],
+        "of another shape": [
+            f"{name} {list(state[name].shape)} instead of {shape}"
+            for name, shape in shapes.items()
+            if name in state and list(state[name].shape) != shape
+        ],
+        "with NaN or infinity": [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()],
+    }
+    return {kind: names for kind, names in found.items() if names}
 
 
 def verify(path: str | Path, name: str | None = None, weights: str = "ema") -> tuple[str, list[str]]:
     """Compare a file with a published model's names and shapes, and look for values that are not finite.
 
     Returns:
-        The manifest's name (the closest one, if not given) and the differences, none if it matches.
+        The manifest's name (the closest one, if not given) and every difference, none if it matches.
     """
     state = {key: value for key, value in open_checkpoint(path, weights).items() if not key.startswith("loss.")}
     if name is None:
@@ -322,4 +368,5 @@ def verify(path: str | Path, name: str | None = None, weights: str = "ema") -> t
 
         name = max(manifests(), key=agreement)
     known = manifest(name)
-    return name, compare(state, {**known["parameters"], **known["buffers"]}, optional=tuple(known["buffers"]))
+    found = differences(state, {**known["parameters"], **known["buffers"]}, optional=known["buffers"])
+    return name, [f"{kind}: {one}" for kind, names in found.items() for one in names]

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from . import checkpoints
+from .distributed import resolve_device
+from .files import image_files
 from .flags import HelpFormatter
 
 
@@ -29,7 +31,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 
 def _list(args: argparse.Namespace) -> None:
     for entry in checkpoints.CATALOGUE.values():
-        print(f"{entry.name:16} {entry.megabytes:6} MB  {entry.licence:34} {entry.origin}")
+        size = f"{entry.megabytes} MB" if entry.megabytes else "-"
+        print(f"{entry.name:16} {size:>8}  {entry.licence:32} {entry.origin}")
 
 
 def _fetch(args: argparse.Namespace) -> None:
@@ -45,15 +48,33 @@ def _verify(args: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
+def _export(args: argparse.Namespace) -> None:
+    checkpoints.export(args.path, args.out, args.weights)
+    print(args.out)
+
+
+def _stats(args: argparse.Namespace) -> None:
+    from .metrics import Statistics, extract_features
+    from .training.data import fashion_mnist
+
+    images = fashion_mnist(False)[0] if args.data == "fashion-mnist" else image_files(args.data)
+    Statistics.of(extract_features(images, args.features, device=resolve_device(args.device))).save(args.out, features=args.keep_features)
+    print(args.out)
+
+
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="disa", description="Diffusion step annealing: weights, and what the package can do by itself.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    group = commands.add_parser("checkpoints", help="published weights: list, fetch, verify").add_subparsers(required=True, metavar="COMMAND")
+    group = commands.add_parser("checkpoints", help="published weights: list, fetch, verify").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
 
     command = group.add_parser("list", help="name, size, licence and origin of every published file")
     command.set_defaults(command=_list)
 
-    command = group.add_parser("fetch", help="download published files; a broken download goes on where it stopped", formatter_class=HelpFormatter)
+    command = group.add_parser(
+        "fetch", help="download published files; a broken download goes on where it stopped", formatter_class=HelpFormatter
+    )
     command.add_argument("name", nargs="+", metavar="NAME", help="one of `disa checkpoints list`")
     command.add_argument("--out", default="pretrained_models", help="folder")
     command.set_defaults(command=_fetch)
@@ -62,6 +83,20 @@ def get_parser() -> argparse.ArgumentParser:
     command.add_argument("path", metavar="PATH")
     command.add_argument("--manifest", metavar="NAME", help=f"one of {', '.join(checkpoints.manifests())}; by default the closest")
     command.set_defaults(command=_verify)
+
+    command = group.add_parser("export", help="a checkpoint's weights as safetensors", formatter_class=HelpFormatter)
+    command.add_argument("path", metavar="PATH", help="checkpoint file, or a folder with checkpoint-last.pth")
+    command.add_argument("out", metavar="OUT", help="file to write")
+    command.add_argument("--weights", choices=("ema", "model"), default="ema", help="which of the checkpoint's weights")
+    command.set_defaults(command=_export)
+
+    command = commands.add_parser("stats", help="reference statistics of images, for FID", formatter_class=HelpFormatter)
+    command.add_argument("data", metavar="DATA", help="folder of images, or fashion-mnist for its test images")
+    command.add_argument("--features", default="inception", help="inception, efficientnet-lite0 or fashion-classifier")
+    command.add_argument("--out", default="stats.npz", help="file to write")
+    command.add_argument("--keep_features", action="store_true", help="store the features too, for precision and recall")
+    command.add_argument("--device", default="auto", help="auto, cuda, cpu or mps")
+    command.set_defaults(command=_stats)
     return parser
 
 

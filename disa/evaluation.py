@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from . import distributed
-from .files import atomic_write, write_json
+from .files import atomic_write, image_files, write_json
 from .generation import generate_images, image_path
+from .sampling import LabelSampler
 
-GRID_IMAGES = 64
+GRID_IMAGES = 80
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -52,16 +53,13 @@ def describe_device(device: torch.device) -> str:
 
 
 def evaluate(
-    sample: Callable[[Sequence[int]], Tensor],
+    sampler: LabelSampler,
     folder: Path,
     *,
+    spaces: Sequence[Space],
     settings: Mapping[str, Any],
     num_images: int,
     batch_size: int,
-    head_evaluations: int,
-    measure: Callable[[Sequence[Path]], list[dict[str, Any]]],
-    measures: Mapping[str, Any],
-    device: torch.device,
     keep_images: bool,
     log: Path | None = None,
     step: int = 0,
@@ -69,30 +67,39 @@ def evaluate(
     """Generate what is missing, measure it, and write `results.json`, `samples.png` and TensorBoard scalars; every rank calls this.
 
     Args:
-        sample: ids -> images [B, 1 or 3, H, W] in [-1, 1].
+        sampler: ids -> images.
         folder: the place of this evaluation; the images go to its folder `images`.
-        settings: everything that an image depends on besides its id.
-        head_evaluations: evaluations of the head for one image.
-        measure: paths of all images -> for each feature space a dictionary of scores.
-        measures: what `measure` measures, in words; another one makes an old result stale.
+        spaces: what to measure, see `choose_spaces`.
+        settings: what an image depends on besides its id, the sampling and the weights.
+        keep_images: leave the images after they were measured.
         log: folder of the TensorBoard log.
 
     Returns:
         What `results.json` holds.
+
+    Raises:
+        ValueError: the folder was made with other settings.
     """
-    record = folder / "results.json"
+    record, images, device = folder / "results.json", folder / "images", sampler.device
+    settings = {
+        **settings,
+        **sampler.sampling.describe(),
+        "weights": fingerprint(sampler.model),
+        "tokenizer": fingerprint(sampler.tokenizer),
+    }
+    measures = [{"extractor": space.extractor, "metrics": space.metrics, "reference": space.reference_name} for space in spaces]
     asked = json.loads(json.dumps({"settings": settings, "num_images": num_images, "measures": measures}))
     done = distributed.broadcast(_read_record(record, asked) if distributed.is_main() else None)
     if done is not None:
         return done
-    images = folder / "images"
-    timing = generate_images(sample, images, num_images=num_images, batch_size=batch_size, settings=settings, device=device)
+    timing = generate_images(sampler, images, num_images=num_images, batch_size=batch_size, settings=settings, device=device)
     timings = distributed.gather(timing)
-    scores = measure([image_path(images, image_id) for image_id in range(num_images)])
+    paths = [image_path(images, image_id) for image_id in range(num_images)]
+    scores = measure_images(spaces, paths, sampler.labels(range(num_images)), batch_size=batch_size, device=device)
     rate = sum(rank.images / rank.seconds for rank in timings if rank.images)
     results = {
         **asked,
-        "head_evaluations": head_evaluations,
+        "head_evaluations": sampler.sampling.head_evaluations,
         "images_per_second": rate or None,
         "seconds_per_image": 1 / rate if rate else None,
         "timed_images": sum(rank.images for rank in timings),
@@ -103,7 +110,7 @@ def evaluate(
         "versions": versions(),
     }
     if distributed.is_main():
-        save_grid([image_path(images, image_id) for image_id in range(min(num_images, GRID_IMAGES))], folder / "samples.png")
+        save_grid(paths[:GRID_IMAGES], folder / "samples.png")
         if log is not None:
             _log_scores(log, results, step)
         write_json(record, results)
@@ -127,7 +134,7 @@ def _read_record(record: Path, asked: Mapping[str, Any]) -> dict[str, Any] | Non
     return results if all(results.get(key) == value for key, value in asked.items()) else None
 
 
-def save_grid(paths: Sequence[Path], path: Path, columns: int = 8) -> None:
+def save_grid(paths: Sequence[Path], path: Path, columns: int = 10) -> None:
     """A picture of pictures."""
     from .report import image_grid
 
@@ -147,3 +154,110 @@ def _log_scores(log: Path, results: Mapping[str, Any], step: int) -> None:
                     writer.add_scalar(f"{scores['extractor']}/{name}", value, step)
         if results["seconds_per_image"]:
             writer.add_scalar("seconds_per_image", results["seconds_per_image"], step)
+
+
+# ---------------------------------------------------------------------------------------------------- what is measured
+
+IMAGENET_STATISTICS = ("fid_stats/adm_in256_stats.npz", "pretrained_models/fid_stats/adm_in256_stats.npz")
+BUNDLED_STATISTICS = Path(__file__).parent / "bundled"
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """A feature space to measure in.
+
+    Attributes:
+        extractor: its name.
+        metrics: of `disa.metrics.METRICS`.
+        reference: statistics file or folder of images that "fid" and "prc" compare with.
+    """
+
+    extractor: str
+    metrics: tuple[str, ...]
+    reference: str | None
+
+    @property
+    def reference_name(self) -> str | None:
+        """The reference as results name it: the place of a bundled file says nothing."""
+        return Path(self.reference).name if self.reference else None
+
+
+def choose_spaces(metrics: str, features: str, reference: str, *, bundled: bool) -> tuple[list[Space], list[str]]:
+    """What to measure, from the flags of these names ("auto", or names separated by commas).
+
+    What was asked for by name must be possible here; "auto" takes what is.
+
+    Args:
+        bundled: whether the model is one of Fashion-MNIST that comes with the package.
+
+    Returns:
+        The spaces, and sentences on what "auto" left out.
+
+    Raises:
+        ValueError: a name is unknown, or a metric lacks what it needs.
+        FileNotFoundError: an extractor or reference that was asked for is not on this machine.
+    """
+    from .features import missing
+    from .metrics import METRICS, Statistics
+
+    if metrics == "none":
+        return [], []
+    asked = None if metrics == "auto" else tuple(metrics.split(","))
+    for name in asked or ():
+        if name not in METRICS:
+            raise ValueError(f"--metrics has {name!r}; allowed are {', '.join(METRICS)}, auto and none")
+    automatic = ("efficientnet-lite0", "fashion-classifier") if bundled else ("inception",)
+    spaces, left_out = [], []
+    for extractor in automatic if features == "auto" else tuple(features.split(",")):
+        problem = missing(extractor)
+        if problem and asked is None and features == "auto":
+            left_out.append(f"nothing is measured in {extractor}: {problem}")
+            continue
+        if problem:
+            raise FileNotFoundError(f"--features {extractor}: {problem}")
+        place = _automatic_reference(extractor, bundled) if reference == "auto" else reference
+        if reference != "auto" and not Path(reference).exists():
+            raise FileNotFoundError(f"there is no --reference {reference}; a statistics file or a folder of images is needed")
+        classifies = extractor == "fashion-classifier"
+        has_features = place is not None and (Path(place).is_dir() or Statistics.load(place).features is not None)
+        possible = {"fid": place is not None, "isc": not classifies, "prc": has_features, "accuracy": classifies}
+        if asked is None and place is None:
+            left_out.append(f"no fid in {extractor}: there is no reference; give --reference, or `disa checkpoints fetch adm_in256_stats`")
+        for name in asked or ():
+            # Each of several spaces has the metrics that it can have; what no space can have is refused below.
+            if name in ("fid", "prc") and not possible[name]:
+                what = "a reference with features, such as images" if name == "prc" else "a reference"
+                raise ValueError(f"--metrics {name} in {extractor} needs {what}; give --reference")
+        spaces.append(Space(extractor, tuple(name for name in asked or METRICS if possible[name]), place))
+    impossible = [name for name in asked or () if not any(name in space.metrics for space in spaces)]
+    if impossible:
+        where = ", ".join(space.extractor for space in spaces)
+        raise ValueError(f"--metrics {', '.join(impossible)} cannot be measured in {where}; choose other --features")
+    return spaces, left_out
+
+
+def _automatic_reference(extractor: str, bundled: bool) -> str | None:
+    candidates = (
+        [BUNDLED_STATISTICS / f"fashion_test_{extractor}.npz"]
+        if bundled
+        else [Path(place) for place in IMAGENET_STATISTICS if extractor == "inception"]
+    )
+    return next((str(place) for place in candidates if place.is_file()), None)
+
+
+def measure_images(
+    spaces: Sequence[Space], paths: Sequence[Path], labels: Tensor, *, batch_size: int, device: torch.device
+) -> list[dict[str, Any]]:
+    """The scores of images in each space; every rank calls this, and extracts the features of its share."""
+    from .metrics import Statistics, extract_features, measure
+
+    results = []
+    for space in spaces:
+        reference = None
+        if space.reference and Path(space.reference).is_dir():
+            reference = Statistics.of(extract_features(image_files(space.reference), space.extractor, batch_size=batch_size, device=device))
+        elif space.reference:
+            reference = Statistics.load(space.reference)
+        features = extract_features(paths, space.extractor, batch_size=batch_size, device=device)
+        results.append({**measure(features, space.metrics, reference=reference, labels=labels), "reference": space.reference_name})
+    return results

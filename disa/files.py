@@ -31,3 +31,15 @@ def write_json(path: str | Path, value: Any) -> None:
     """Write `value` to `path` as indented JSON."""
     with atomic_write(path) as beside:
         beside.write_text(json.dumps(value, indent=2, sort_keys=False) + "\n")
+
+
+def image_files(folder: str | Path) -> list[Path]:
+    """The images anywhere below `folder`, by name.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    found = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+    if not found:
+        raise FileNotFoundError(f"there are no images in {folder}")
+    return found

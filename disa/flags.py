@@ -23,7 +23,9 @@ def parser(description: str, *, model: str, models: Sequence[str]) -> argparse.A
     result = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
     group = result.add_argument_group("model")
     group.add_argument("--model", default=model, choices=models, metavar="NAME", help=f"one of {', '.join(models)}")
-    group.add_argument("--resume", default="", help="checkpoint file, or a folder with checkpoint-last.pth; bundled models need none to evaluate")
+    group.add_argument(
+        "--resume", default="", help="checkpoint file, or a folder with checkpoint-last.pth; bundled models need none to evaluate"
+    )
     group.add_argument("--img_size", default=256, type=int, help="pixels a side")
     group.add_argument("--vae_path", default="pretrained_models/vae/kl16.ckpt", help="KL-16 tokenizer; bundled models need none")
     group.add_argument("--vae_embed_dim", default=16, type=int, help="channels of a latent")
@@ -43,7 +45,7 @@ def parser(description: str, *, model: str, models: Sequence[str]) -> argparse.A
     group.add_argument(
         "--metrics",
         default="auto",
-        help="fid, isc, prc and accuracy (of the asked label), separated by commas; auto measures what this machine can; none only generates",
+        help="fid, isc, prc, accuracy (of the asked label), separated by commas; auto: what this machine can; none: generate only",
     )
     group.add_argument(
         "--features",
@@ -51,11 +53,15 @@ def parser(description: str, *, model: str, models: Sequence[str]) -> argparse.A
         help="feature spaces, separated by commas: inception, efficientnet-lite0, fashion-classifier; auto chooses by model",
     )
     group.add_argument(
-        "--reference", default="auto", help="what fid and prc compare with: a statistics file (.npz with mu and sigma) or a folder of images"
+        "--reference",
+        default="auto",
+        help="what fid and prc compare with: a statistics file (.npz with mu and sigma) or a folder of images",
     )
 
     group = result.add_argument_group("training")
-    group.add_argument("--data_path", default="./data/imagenet", help="ImageNet (its train folder holds a folder a class), or Fashion-MNIST's files")
+    group.add_argument(
+        "--data_path", default="./data/imagenet", help="ImageNet (its train folder holds a folder a class), or Fashion-MNIST's files"
+    )
     group.add_argument("--use_cached", action="store_true", help="train on the latents in --cached_path")
     group.add_argument("--cached_path", default="", help="folder of latents that main_cache.py wrote")
     group.add_argument("--batch_size", default=16, type=int, help="images a step on each rank")
@@ -71,27 +77,35 @@ def parser(description: str, *, model: str, models: Sequence[str]) -> argparse.A
     group.add_argument("--online_eval", action="store_true", help="evaluate while training")
     group.add_argument("--eval_freq", default=40, type=int, help="epochs between evaluations")
     group.add_argument("--save_last_freq", default=5, type=int, help="epochs between checkpoints; one is also written every ten minutes")
+
+    group.add_argument("--start_epoch", default=0, type=int, help="without effect: the checkpoint knows its epoch")
+
+    group = result.add_argument_group("output")
+    group.add_argument("--output_dir", default="./output_dir", help="where results and checkpoints go")
+    group.add_argument("--log_dir", default="./output_dir", help="where TensorBoard's log goes")
+    group.add_argument("--dtype", default="float32", choices=DTYPES, help="of the networks; in training, of the autocast forward pass")
+    add_running_flags(result, seed=1)
+    return result
+
+
+def add_running_flags(parser: argparse.ArgumentParser, seed: int) -> None:
+    """The flags of every command, training, evaluating or neither."""
+    group = parser.add_argument_group("running")
+    group.add_argument("--device", default="auto", help="auto (what is there), cuda, cpu or mps")
+    group.add_argument("--seed", default=seed, type=int, help="of images in evaluation, of everything in training")
     group.add_argument("--num_workers", default=10, type=int, help="processes that load data")
     group.add_argument("--pin_mem", action="store_true", default=True, help="pinned memory for loading")
     group.add_argument("--no_pin_mem", action="store_false", dest="pin_mem", help="no pinned memory")
-
-    group = result.add_argument_group("running")
-    group.add_argument("--output_dir", default="./output_dir", help="where results and checkpoints go")
-    group.add_argument("--log_dir", default="./output_dir", help="where TensorBoard's log goes")
-    group.add_argument("--device", default="auto", help="auto (what is there), cuda, cpu or mps")
-    group.add_argument("--dtype", default="float32", choices=DTYPES, help="of the networks; in training, of the autocast forward pass")
-    group.add_argument("--seed", default=1, type=int, help="of images in evaluation, of everything in training")
-
-    group = result.add_argument_group("accepted, without effect")
-    group.add_argument("--start_epoch", default=0, type=int, help="the checkpoint knows its epoch")
+    group = parser.add_argument_group("accepted, without effect")
     group.add_argument("--world_size", default=1, type=int, help="torchrun sets it")
     group.add_argument("--local_rank", default=-1, type=int, help="torchrun sets it")
     group.add_argument("--dist_on_itp", action="store_true", help="a cluster's launcher; use torchrun")
     group.add_argument("--dist_url", default="env://", help="torchrun sets it")
-    return result
 
 
-def parse(parser: argparse.ArgumentParser, defaults: Mapping[str, Mapping[str, Any]], argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse(
+    parser: argparse.ArgumentParser, defaults: Mapping[str, Mapping[str, Any]], argv: Sequence[str] | None = None
+) -> argparse.Namespace:
     """Parse `argv`; `defaults` holds, for some models, flags' defaults that replace the common ones."""
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--model", default=parser.get_default("model"))

@@ -78,7 +78,9 @@ def _claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
         found = json.loads(record.read_text())
     except ValueError as error:
         raise ValueError(f"{record} cannot be read ({error}); remove the folder, or give another") from error
-    differences = [f"{key}: {found.get(key)!r} there, {wanted.get(key)!r} now" for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
+    differences = [
+        f"{key}: {found.get(key)!r} there, {wanted.get(key)!r} now" for key in {**found, **wanted} if found.get(key) != wanted.get(key)
+    ]
     if differences:
         raise ValueError(f"{folder} was made with other settings ({'; '.join(differences)}); give another folder, or remove this one")
     for leftover in folder.glob(".*.part.png"):  # of a run that was killed while writing
@@ -111,7 +113,13 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def generate_images(
-    sample: Callable[[Sequence[int]], Tensor], folder: Path, *, num_images: int, batch_size: int, settings: Mapping[str, Any], device: torch.device
+    sample: Callable[[Sequence[int]], Tensor],
+    folder: Path,
+    *,
+    num_images: int,
+    batch_size: int,
+    settings: Mapping[str, Any],
+    device: torch.device,
 ) -> Timing:
     """Fill `folder` with the images 0..num_images-1 that it lacks; every rank calls this and does its share.
 

@@ -49,9 +49,7 @@ class StepSchedule:
         if self.upper < self.lower:
             raise ValueError(f"StepSchedule.upper is {self.upper}, below lower = {self.lower}; upper must be at least lower")
         if not callable(self.strategy) and self.strategy not in STRATEGIES:
-            raise ValueError(
-                f"StepSchedule.strategy is {self.strategy!r}; allowed are {', '.join(STRATEGIES)}, or a function of progress"
-            )
+            raise ValueError(f"StepSchedule.strategy is {self.strategy!r}; allowed are {', '.join(STRATEGIES)}, or a function of progress")
 
     def steps(self, ar_step: int, ar_steps: int) -> int:
         """The nominal number of diffusion steps at AR step `ar_step` of `ar_steps` (counted from 0).

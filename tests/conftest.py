@@ -48,7 +48,9 @@ def load_json(name: str):
 def small_mar(**overrides):
     """The small MAR of the reference outputs, with their weights."""
     model = build_model("mar", **{**SMALL_MAR, **overrides})
-    model.load_state_dict({name: torch.from_numpy(np.asarray(parity_tensor(name, tuple(value.shape)))) for name, value in model.state_dict().items()})
+    model.load_state_dict(
+        {name: torch.from_numpy(np.asarray(parity_tensor(name, tuple(value.shape)))) for name, value in model.state_dict().items()}
+    )
     return model.eval()
 
 

@@ -20,7 +20,10 @@ def test_combine():
     assert combine(conditional, unconditional, 0.0).item() == 1.0
 
 
-@pytest.mark.parametrize(("arguments", "named"), [((-1.0,), "scale"), ((float("nan"),), "scale"), ((2.0, "square"), "'square'"), ((2.0, "linear", 1.5), "max_time")])
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [((-1.0,), "scale"), ((float("nan"),), "scale"), ((2.0, "square"), "'square'"), ((2.0, "linear", 1.5), "max_time")],
+)
 def test_impossible_settings_are_refused(arguments, named):
     with pytest.raises(ValueError, match=named):
         Guidance(*arguments)

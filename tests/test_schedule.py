@@ -1,9 +1,9 @@
 """Step schedules against every recorded count, and refusals."""
 
 import pytest
-from tests.conftest import load_json
 
 from disa import StepSchedule
+from tests.conftest import load_json
 
 
 def test_recorded_counts():

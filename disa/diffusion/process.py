@@ -57,7 +57,16 @@ class GaussianProcess:
     def tables(self) -> Tensor:
         """The rows that the training loss looks up, float32 [6, K]."""
         return torch.from_numpy(
-            np.stack([self.alpha_bar**0.5, (1 - self.alpha_bar) ** 0.5, self.x0_weight, self.x_weight, self.log_beta, self.posterior_log_variance])
+            np.stack(
+                [
+                    self.alpha_bar**0.5,
+                    (1 - self.alpha_bar) ** 0.5,
+                    self.x0_weight,
+                    self.x_weight,
+                    self.log_beta,
+                    self.posterior_log_variance,
+                ]
+            )
         ).float()
 
     def loss(self, epsilon: Tensor, v: Tensor, x0: Tensor, xt: Tensor, t: Tensor, noise: Tensor) -> Tensor:

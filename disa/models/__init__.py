@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from .mar import MAR
 
 
@@ -22,7 +20,7 @@ class Entry:
         bundled: whether its weights come with the package; such a model works on Fashion-MNIST, through `SpaceToDepth`.
     """
 
-    build: type[nn.Module]
+    build: type[MAR]
     arguments: Mapping[str, Any]
     bundled: bool = False
 
@@ -52,7 +50,7 @@ MODELS: dict[str, Entry] = {
 }
 
 
-def build_model(name: str, **overrides: Any) -> nn.Module:
+def build_model(name: str, **overrides: Any) -> MAR:
     """The model called `name`, with random weights, in training mode.
 
     Args:

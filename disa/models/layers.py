@@ -22,7 +22,7 @@ class TimestepEmbedding(nn.Module):
         """Timesteps [N] -> [N, width]."""
         exponents = torch.arange(self.FREQUENCIES, dtype=torch.float32, device=t.device) / self.FREQUENCIES
         angles = t.float()[:, None] * torch.exp(-math.log(10000) * exponents)
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.mlp[0].weight.dtype))
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(next(self.mlp.parameters()).dtype))
 
 
 class Attention(nn.Module):
@@ -78,10 +78,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """x [B, L, W] -> [B, L, W]; with `rows` [B, Q] only those rows of the result, [B, Q, W]."""
         h = self.norm1(x)
-        if rows is None:
-            x = x + self.attn(h)
-        else:
-            x = take_rows(x, rows) + self.attn(h, queries=take_rows(h, rows))
+        x = x + self.attn(h) if rows is None else take_rows(x, rows) + self.attn(h, take_rows(h, rows))
         return x + self.mlp(self.norm2(x))
 
 

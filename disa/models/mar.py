@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -113,7 +112,8 @@ class DiffusionHead(nn.Module):
             if not guided:
                 return epsilon, v
             # Guidance acts on epsilon alone; the variance stays the conditional branch's.
-            return combine(*epsilon.chunk(2), scale), v.chunk(2)[0]
+            conditional, unconditional = epsilon.chunk(2)
+            return combine(conditional, unconditional, scale), v.chunk(2)[0]
 
         return get_sampler(sampler).solve(network, noise, timesteps, temperature)
 
@@ -258,12 +258,12 @@ class MAR(nn.Module):
             self.diffusion_pos_embed_learned,
         ):
             nn.init.normal_(embedding, std=0.02)
-        net = self.diffloss.net
-        for layer in (net.time_embed.mlp[0], net.time_embed.mlp[2]):
-            nn.init.normal_(layer.weight, std=0.02)
-        # The head begins as the zero function: every residual block is shut, and so is the output.
-        for layer in (*(block.adaLN_modulation[1] for block in net.res_blocks), net.final_layer.adaLN_modulation[1], net.final_layer.linear):
-            nn.init.zeros_(layer.weight)
+        for name, parameter in self.diffloss.net.named_parameters():
+            if name.startswith("time_embed") and name.endswith("weight"):
+                nn.init.normal_(parameter, std=0.02)
+            # The head begins as the zero function: every residual block is shut, and so is the output.
+            if "adaLN_modulation" in name or name.startswith("final_layer"):
+                nn.init.zeros_(parameter)
 
     def patchify(self, latents: Tensor) -> Tensor:
         """Latents [B, C, H, W] -> tokens [B, L, C · patch_size²]."""
@@ -334,7 +334,11 @@ class MAR(nn.Module):
         """
         tokens = self.patchify(latents)  # [B, L, C]
         batch, copies = len(tokens), self.diffusion_batch_mul
-        order = torch.rand(tokens.shape[:2], device=tokens.device).argsort(1) if mask is None else mask.argsort(dim=1, descending=True, stable=True)
+        order = (
+            torch.rand(tokens.shape[:2], device=tokens.device).argsort(1)
+            if mask is None
+            else mask.argsort(dim=1, descending=True, stable=True)
+        )
         masked = self._masked_count() if mask is None else int(mask[0].sum())
         wanted, known = order[:, :masked].sort().values, order[:, masked:].sort().values
 
@@ -349,7 +353,11 @@ class MAR(nn.Module):
             return per_copy.gather(2, rows).flatten(0, 2)
 
         rows = copies * batch * masked
-        t = torch.randint(len(self.diffloss.process.timesteps), (rows,), device=z.device) if timesteps is None else of_wanted(timesteps)[:, 0]
+        t = (
+            torch.randint(len(self.diffloss.process.timesteps), (rows,), device=z.device)
+            if timesteps is None
+            else of_wanted(timesteps)[:, 0]
+        )
         drawn = torch.randn(rows, target.shape[-1], device=z.device) if noise is None else of_wanted(noise)
         return self.diffloss(target.flatten(0, 1).repeat(copies, 1), z.flatten(0, 1).repeat(copies, 1), t, drawn)
 
@@ -392,7 +400,7 @@ class MAR(nn.Module):
             FloatingPointError: a latent came out as NaN or infinite.
         """
         guidance = guidance or Guidance()
-        if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < self.num_classes):
+        if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < self.num_classes):
             raise ValueError(f"labels are in {int(labels.min())}..{int(labels.max())}; this model knows 0..{self.num_classes - 1}")
         embedding = self.class_emb(labels)
         if guidance.active:

@@ -87,7 +87,9 @@ class Middle(nn.Module):
 class Level(nn.Module):
     """The blocks of one resolution, and the step to the next one."""
 
-    def __init__(self, channels: int, out_channels: int, blocks: int, *, attention: bool = False, resample: tuple[str, nn.Module] | None = None) -> None:
+    def __init__(
+        self, channels: int, out_channels: int, blocks: int, *, attention: bool = False, resample: tuple[str, nn.Module] | None = None
+    ) -> None:
         super().__init__()
         self.block = nn.ModuleList(ResidualBlock(channels if i == 0 else out_channels, out_channels) for i in range(blocks))
         self.attn = nn.ModuleList(AttentionBlock(out_channels) for _ in range(blocks if attention else 0))
@@ -135,7 +137,9 @@ class Encoder(nn.Module):
         lowest = len(widths) - 1
         self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
         self.down = nn.ModuleList(
-            Level(widths[max(i - 1, 0)], width, 2, attention=i == lowest, resample=("downsample", Downsample(width)) if i < lowest else None)
+            Level(
+                widths[max(i - 1, 0)], width, 2, attention=i == lowest, resample=("downsample", Downsample(width)) if i < lowest else None
+            )
             for i, width in enumerate(widths)
         )
         self.mid = Middle(widths[-1])
@@ -159,7 +163,8 @@ class Decoder(nn.Module):
         self.mid = Middle(widths[-1])
         # Numbered from the highest resolution, run from the lowest.
         self.up = nn.ModuleList(
-            Level(widths[min(i + 1, lowest)], width, 3, resample=("upsample", Upsample(width)) if i > 0 else None) for i, width in enumerate(widths)
+            Level(widths[min(i + 1, lowest)], width, 3, resample=("upsample", Upsample(width)) if i > 0 else None)
+            for i, width in enumerate(widths)
         )
         self.norm_out = _norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
@@ -215,6 +220,9 @@ class AutoencoderKL(nn.Module):
         """Shape of the latents of `images`."""
         batch, _, height, width = images.shape
         return batch, self.latent_channels, height // self.stride, width // self.stride
+
+
+Tokenizer = SpaceToDepth | AutoencoderKL
 
 
 def sample_moments(moments: Tensor, noise: Tensor | None) -> Tensor:

@@ -16,7 +16,14 @@ LAST = "checkpoint-last.pth"
 
 
 def save_training(
-    path: Path, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, step: int, steps_per_epoch: int, args: argparse.Namespace
+    path: Path,
+    model: nn.Module,
+    ema: EMA,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    step: int,
+    steps_per_epoch: int,
+    args: argparse.Namespace,
 ) -> None:
     """Write everything that a resumed run needs, whole or not at all.
 

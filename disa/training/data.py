@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,11 +12,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
-from torch.utils.data import Dataset, TensorDataset
+from torch import Tensor
+from torch.utils.data import TensorDataset
 from torchvision.datasets import DatasetFolder, ImageFolder
 
-from ..models.tokenizer import sample_moments
+from ..models.tokenizer import AutoencoderKL, Tokenizer, sample_moments
 from .transforms import center_crop
 
 # Where Debian's package `dataset-fashion-mnist` puts the four files.
@@ -83,11 +84,11 @@ class TrainingData:
             has seeded the step.
     """
 
-    dataset: Dataset
+    dataset: TensorDataset | DatasetFolder
     to_latents: Callable[[Tensor], Tensor]
 
 
-def _to_signed(pixels: Tensor) -> Tensor:
+def to_signed(pixels: Tensor) -> Tensor:
     """uint8 -> [-1, 1]."""
     return pixels.float() / 127.5 - 1
 
@@ -97,35 +98,44 @@ def _flip_some(images: Tensor) -> Tensor:
     return torch.where(torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5, images.flip(-1), images)
 
 
-def fashion_data(tokenizer: nn.Module, root: str | Path | None = None) -> TrainingData:
+def fashion_data(tokenizer: Tokenizer, root: str | Path | None = None) -> TrainingData:
     """Fashion-MNIST's training images. Not mirrored: every shoe in it points to the left."""
     images, labels = fashion_mnist(True, root)
-    return TrainingData(TensorDataset(images[:, None], labels), lambda pixels: tokenizer.encode(_to_signed(pixels)))
+    return TrainingData(TensorDataset(images[:, None], labels), lambda pixels: tokenizer.encode(to_signed(pixels)))
 
 
-def _class_folders(root: Path, what: str) -> Path:
-    if not root.is_dir() or not any(path.is_dir() for path in root.iterdir()):
-        raise FileNotFoundError(f"{root} has no folder a class of {what}; give the right --{'cached_path' if 'latents' in what else 'data_path'}")
-    return root
+def class_folders(root: Path, flag: str) -> Path:
+    """The folder with a folder a class: `root`'s `train`, or `root` itself.
+
+    Raises:
+        FileNotFoundError: there is none; `flag` is named.
+    """
+    found = root / "train" if (root / "train").is_dir() else root
+    if not found.is_dir() or not any(path.is_dir() for path in found.iterdir()):
+        raise FileNotFoundError(f"{found} has no folder a class; give the right {flag}")
+    return found
 
 
-def image_folder_data(tokenizer: nn.Module, root: str | Path, image_size: int) -> TrainingData:
+def crop_to_tensor(image: Image.Image, size: int) -> Tensor:
+    """The central square of an image, uint8 [3, size, size]."""
+    return torch.from_numpy(np.array(center_crop(image.convert("RGB"), size))).permute(2, 0, 1)
+
+
+def image_folder_data(tokenizer: AutoencoderKL, root: str | Path, image_size: int) -> TrainingData:
     """ImageNet or any folder of class folders (its `train` folder, if it has one), cropped to `image_size`, mirrored at random.
 
     Raises:
         FileNotFoundError: there are no class folders.
     """
-    root = Path(root) / "train" if (Path(root) / "train").is_dir() else Path(root)
-
-    def to_tensor(image: Image.Image) -> Tensor:
-        return torch.from_numpy(np.array(center_crop(image.convert("RGB"), image_size))).permute(2, 0, 1)
 
     def to_latents(pixels: Tensor) -> Tensor:
-        images = _flip_some(_to_signed(pixels))
+        images = _flip_some(to_signed(pixels))
         with torch.no_grad():
             return tokenizer.encode(images, noise=torch.randn(tokenizer.latent_shape(images), device=images.device))
 
-    return TrainingData(ImageFolder(str(_class_folders(root, "images")), transform=to_tensor), to_latents)
+    return TrainingData(
+        ImageFolder(str(class_folders(Path(root), "--data_path")), transform=functools.partial(crop_to_tensor, size=image_size)), to_latents
+    )
 
 
 def _load_moments(path: str) -> Tensor:
@@ -145,4 +155,6 @@ def cached_data(root: str | Path) -> TrainingData:
         chosen = moments[torch.arange(len(moments)), torch.randint(2, (len(moments),))]
         return sample_moments(chosen, torch.randn_like(chosen.chunk(2, dim=1)[0]))
 
-    return TrainingData(DatasetFolder(str(_class_folders(Path(root), "latents")), loader=_load_moments, extensions=(".npz",)), to_latents)
+    return TrainingData(
+        DatasetFolder(str(class_folders(Path(root), "--cached_path")), loader=_load_moments, extensions=(".npz",)), to_latents
+    )

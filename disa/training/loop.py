@@ -14,11 +14,13 @@ from types import FrameType
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.tensorboard import SummaryWriter
+from torchvision.datasets import DatasetFolder
 from tqdm import tqdm
 
 from .. import distributed
+from ..flags import DTYPES
 from .checkpoint import LAST, load_training, save_training
 from .optimization import EMA, learning_rate, parameter_groups
 
@@ -66,6 +68,28 @@ class TrainingSettings:
             raise ValueError(f"ema_rate is {self.ema_rate}; it must be in [0, 1)")
 
 
+def settings_from_flags(args: argparse.Namespace) -> TrainingSettings:
+    """The settings that the commands' shared flags ask for."""
+    return TrainingSettings(
+        batch_size=args.batch_size,
+        epochs=args.epochs,
+        warmup_epochs=args.warmup_epochs,
+        lr=args.lr,
+        blr=args.blr,
+        min_lr=args.min_lr,
+        lr_schedule=args.lr_schedule,
+        weight_decay=args.weight_decay,
+        grad_clip=args.grad_clip,
+        ema_rate=args.ema_rate,
+        seed=args.seed,
+        dtype=DTYPES[args.dtype],
+        save_epochs=args.save_last_freq,
+        eval_epochs=args.eval_freq,
+        num_workers=args.num_workers,
+        pin_memory=args.pin_mem,
+    )
+
+
 def _epoch_batches(count: int, settings: TrainingSettings, epoch: int, first: int) -> list[list[int]]:
     """This rank's batches of one epoch from batch `first` on: the order depends on seed and epoch alone."""
     generator = torch.Generator().manual_seed(settings.seed + epoch)
@@ -92,7 +116,7 @@ def _stop_requests() -> Iterator[list[int]]:
 
 def train(
     model: nn.Module,
-    dataset: Dataset,
+    dataset: TensorDataset | DatasetFolder,
     to_latents: Callable[[Tensor], Tensor],
     settings: TrainingSettings,
     *,
@@ -122,9 +146,9 @@ def train(
         KeyboardInterrupt: the process was asked to stop; the state is saved.
     """
     world, last = distributed.world_size(), output / LAST
-    steps_per_epoch = len(dataset) // (settings.batch_size * world)  # type: ignore[arg-type]
+    steps_per_epoch = len(dataset) // (settings.batch_size * world)
     if steps_per_epoch == 0:
-        raise ValueError(f"the data set has {len(dataset)} images, fewer than one step of {settings.batch_size} on {world} ranks")  # type: ignore[arg-type]
+        raise ValueError(f"the data set has {len(dataset)} images, fewer than one step of {settings.batch_size} on {world} ranks")
     images_a_step = settings.batch_size * world
     peak = settings.blr * images_a_step / 256 if settings.lr is None else settings.lr
 
@@ -138,7 +162,9 @@ def train(
 
     total = settings.epochs * steps_per_epoch
     writer = SummaryWriter(str(log), purge_step=step) if distributed.is_main() else None
-    bar = tqdm(total=total * images_a_step, initial=step * images_a_step, unit="img", unit_scale=True, disable=writer is None, desc="training")
+    bar = tqdm(
+        total=total * images_a_step, initial=step * images_a_step, unit="img", unit_scale=True, disable=writer is None, desc="training"
+    )
 
     def save() -> None:
         if distributed.is_main():
@@ -149,7 +175,7 @@ def train(
         saved_at = time.monotonic()
         while step < total:
             epoch, first = divmod(step, steps_per_epoch)
-            batches = _epoch_batches(len(dataset), settings, epoch, first)  # type: ignore[arg-type]
+            batches = _epoch_batches(len(dataset), settings, epoch, first)
             loader = DataLoader(dataset, batch_sampler=batches, num_workers=settings.num_workers, pin_memory=settings.pin_memory)
             for inputs, labels in loader:
                 torch.manual_seed((settings.seed * 1_000_003 + step) * world + distributed.rank())
@@ -168,7 +194,9 @@ def train(
                 value = loss.item()
                 if not torch.isfinite(loss):
                     known = f"the last good checkpoint is {last}" if last.is_file() else "nothing was saved yet"
-                    raise FloatingPointError(f"the loss is {value} at step {step} (epoch {epoch}); {known}; try a lower --lr or --grad_clip")
+                    raise FloatingPointError(
+                        f"the loss is {value} at step {step} (epoch {epoch}); {known}; try a lower --lr or --grad_clip"
+                    )
                 optimizer.zero_grad(set_to_none=True)
                 scaler.scale(loss).backward()
                 scaler.unscale_(optimizer)

@@ -14,7 +14,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
     The order, and with it the optimiser's state in a checkpoint, is that of the released MAR code.
     """
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (plain if parameter.ndim == 1 or name.endswith(".bias") or "diffloss" in name else decayed).append(parameter)

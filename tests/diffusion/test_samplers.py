@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from tests.conftest import load_json
 
 from disa import StepSchedule
 from disa.diffusion import SAMPLERS, GaussianProcess, get_sampler, step_timesteps
+from tests.conftest import load_json
 
 ALPHA_BAR = GaussianProcess().alpha_bar
 MEAN, STD = 0.7, 0.3

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tests.conftest import SMALL_MAR, ReplayedNoise, load_json, load_reference, relative_error, small_mar
 
 from disa import Guidance, ImageNoise, StepSchedule, build_model
 from disa.checkpoints import manifest
 from disa.diffusion import SAMPLERS
+from tests.conftest import SMALL_MAR, ReplayedNoise, load_json, load_reference, relative_error, small_mar
 
 CASES = load_json("mar/index.json")
 

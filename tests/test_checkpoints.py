@@ -1,0 +1,385 @@
+"""Downloads from a real server that misbehaves; checkpoints of every layout, whole and broken."""
+
+import argparse
+import hashlib
+import http.server
+import json
+import os
+import threading
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from disa import build_model, checkpoints
+from disa.checkpoints import download, fetch, load_into, load_model, load_tokenizer, manifest, open_checkpoint, verify
+from disa.models.tokenizer import AutoencoderKL
+from tests.conftest import SMALL_MAR
+
+CONTENT = bytes(range(256)) * 2048
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves `content`; what it does wrong is set by the test."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.content, self.ranges, self.breaks, self.errors, self.kind = CONTENT, True, [], [], "application/octet-stream"
+        self.requests: list[str | None] = []  # the Range of each
+        self.url = f"http://127.0.0.1:{self.server_port}/weights"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        server, asked = self.server, self.headers["Range"]
+        server.requests.append(asked)
+        if server.errors:
+            self.send_error(server.errors.pop(0))
+            return
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and server.ranges else 0
+        if start >= len(server.content):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(server.content)}")
+            self.end_headers()
+            return
+        body = server.content[start:]
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Type", server.kind)
+        self.send_header("Content-Length", str(len(body)))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(server.content) - 1}/{len(server.content)}")
+        self.end_headers()
+        self.wfile.write(body[: server.breaks.pop(0)] if server.breaks else body)  # the connection ends with the handler
+
+    def log_message(self, *args) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(checkpoints, "RETRY_SECONDS", 0.0)
+    with Server() as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_download_records_size_and_hash_and_happens_once(server, tmp_path):
+    path = tmp_path / "below" / "weights.pth"
+    download(server.url, path)
+    assert path.read_bytes() == CONTENT
+    assert files(path.parent) == ["weights.pth", "weights.pth.sha256.json"]
+    record = json.loads((path.parent / "weights.pth.sha256.json").read_text())
+    assert (record["size"], record["sha256"]) == (len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
+    download(server.url, path)
+    assert server.requests == [None]
+
+
+def test_broken_connection_goes_on_where_it_stopped(server, tmp_path):
+    server.breaks = [1000, 2000]
+    download(server.url, tmp_path / "weights.pth")
+    assert (tmp_path / "weights.pth").read_bytes() == CONTENT
+    assert server.requests == [None, "bytes=1000-", "bytes=3000-"]
+
+
+def test_server_without_ranges_starts_over(server, tmp_path):
+    server.ranges, server.breaks = False, [1000]
+    download(server.url, tmp_path / "weights.pth")
+    assert (tmp_path / "weights.pth").read_bytes() == CONTENT
+
+
+def test_a_later_start_goes_on_from_an_earlier_one(server, tmp_path):
+    server.breaks = [1000, 1000]
+    with pytest.raises(OSError, match="2000 of 524288 bytes.*start again"):
+        download(server.url, tmp_path / "weights.pth", attempts=2)
+    assert files(tmp_path) == ["weights.pth.part"]
+    download(server.url, tmp_path / "weights.pth")
+    assert (tmp_path / "weights.pth").read_bytes() == CONTENT and server.requests[-1] == "bytes=2000-"
+
+
+def test_a_part_that_is_already_everything_or_too_much(server, tmp_path):
+    (tmp_path / "weights.pth.part").write_bytes(CONTENT)
+    download(server.url, tmp_path / "weights.pth")
+    (tmp_path / "longer.pth.part").write_bytes(CONTENT + b"more")
+    download(server.url, tmp_path / "longer.pth")
+    assert (tmp_path / "weights.pth").read_bytes() == (tmp_path / "longer.pth").read_bytes() == CONTENT
+
+
+def test_server_errors_are_tried_again_and_refusals_are_not(server, tmp_path):
+    server.errors = [503, 429]
+    download(server.url, tmp_path / "weights.pth")
+    server.errors, server.requests = [404] * 9, []
+    with pytest.raises(OSError, match="404"):
+        download(server.url, tmp_path / "other.pth")
+    assert len(server.requests) == 1
+
+
+def test_a_web_page_is_not_weights(server, tmp_path):
+    server.kind = "text/html; charset=utf-8"
+    with pytest.raises(ValueError, match="a web page"):
+        download(server.url, tmp_path / "weights.pth")
+    assert not (tmp_path / "weights.pth").exists()
+
+
+def test_another_file_than_recorded_is_refused(server, tmp_path):
+    download(server.url, tmp_path / "weights.pth")
+    (tmp_path / "weights.pth").unlink()
+    server.content = CONTENT[::-1]
+    with pytest.raises(ValueError, match="another file than .*sha256.json"):
+        download(server.url, tmp_path / "weights.pth")
+    assert files(tmp_path) == ["weights.pth.sha256.json"]
+
+
+def test_a_file_that_changed_since_its_download_is_refused(server, tmp_path):
+    path = tmp_path / "weights.pth"
+    download(server.url, path)
+    path.write_bytes(CONTENT[::-1])
+    with pytest.raises(ValueError, match="is not the file that"):
+        download(server.url, path)
+
+
+def test_a_file_put_there_by_hand_is_kept_and_vouched_for_by_nobody(server, tmp_path):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(CONTENT[:1000])  # cut short, which nothing here can know
+    download(server.url, path)
+    assert files(tmp_path) == ["weights.pth"] and not server.requests
+    path.unlink()  # what opening it advises
+    download(server.url, path)
+    assert path.read_bytes() == CONTENT
+
+
+def test_fetch_knows_its_names(server, tmp_path, monkeypatch):
+    entry = checkpoints.CATALOGUE["mar_base"]
+    monkeypatch.setitem(checkpoints.CATALOGUE, "mar_base", checkpoints.Published("mar_base", server.url, entry.path, 1, "MIT"))
+    assert fetch("mar_base", tmp_path) == tmp_path / "mar" / "mar_base" / "checkpoint-last.pth"
+    with pytest.raises(ValueError, match="'mar_tiny'; allowed are kl16, mar_base"):
+        fetch("mar_tiny", tmp_path)
+
+
+def test_catalogue_has_every_published_model():
+    assert set(checkpoints.manifests()) | {"harmon_1.5b-o", "adm_in256_stats"} == set(checkpoints.CATALOGUE)
+    assert all(entry.url.endswith("dl=1") for entry in checkpoints.CATALOGUE.values() if "dropbox" in entry.url)
+
+
+# ----------------------------------------------------------------------------------------------------------------- open
+
+
+class Attack:
+    """Its pickle runs a command when it is opened."""
+
+    def __init__(self, target) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.target}",)
+
+
+def small_state(seed: int = 0) -> dict[str, torch.Tensor]:
+    torch.manual_seed(seed)
+    return build_model("mar", **SMALL_MAR).state_dict()
+
+
+def equal(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+@pytest.fixture
+def released(tmp_path):
+    """A folder with a checkpoint as the released code writes it."""
+    model = build_model("mar", **SMALL_MAR)
+    optimizer = torch.optim.AdamW(model.parameters())
+    sum(parameter.sum() for parameter in model.parameters()).backward()
+    optimizer.step()
+    torch.save(
+        {
+            "model": small_state(1),
+            "model_ema": small_state(2),
+            "optimizer": optimizer.state_dict(),
+            "epoch": 399,
+            "scaler": torch.amp.GradScaler("cpu").state_dict(),
+            "args": argparse.Namespace(model="mar_base", lr=None, nested=argparse.Namespace(cfg=2.9)),
+        },
+        tmp_path / "checkpoint-last.pth",
+    )
+    return tmp_path
+
+
+def test_released_layout_gives_the_average_or_the_last_weights(released):
+    assert equal(open_checkpoint(released), small_state(2))
+    assert equal(open_checkpoint(released / "checkpoint-last.pth", weights="model"), small_state(1))
+    with pytest.raises(ValueError, match="weights is 'best'"):
+        open_checkpoint(released, weights="best")
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda s: s, lambda s: {"model": s}, lambda s: {"state_dict": s}, lambda s: {f"module.{k}": v for k, v in s.items()}]
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_other_layouts(tmp_path, wrap, zipped):
+    torch.save(wrap(small_state()), tmp_path / "weights.pth", _use_new_zipfile_serialization=zipped)
+    assert equal(open_checkpoint(tmp_path / "weights.pth"), small_state())
+
+
+def test_safetensors(tmp_path):
+    save_file(small_state(), tmp_path / "weights.safetensors")
+    assert equal(open_checkpoint(tmp_path / "weights.safetensors"), small_state())
+    (tmp_path / "weights.safetensors").write_bytes((tmp_path / "weights.safetensors").read_bytes()[:-100])
+    with pytest.raises(ValueError, match="cannot be read as safetensors"):
+        open_checkpoint(tmp_path / "weights.safetensors")
+
+
+@pytest.mark.parametrize("average", [None, {}])
+def test_a_checkpoint_without_average_says_so(tmp_path, average):
+    torch.save({"model": small_state(), "model_ema": average, "optimizer": {}}, tmp_path / "weights.pth")
+    with pytest.warns(UserWarning, match="no moving average"):
+        assert equal(open_checkpoint(tmp_path / "weights.pth"), small_state())
+
+
+def one_sentence(error: pytest.ExceptionInfo) -> bool:
+    return "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
+def test_a_truncated_file_is_named(tmp_path, share, zipped):
+    path = tmp_path / "weights.pth"
+    torch.save({"model": small_state()}, path, _use_new_zipfile_serialization=zipped)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(ValueError, match="weights.pth cannot be read as a checkpoint; it may be truncated") as error:
+        open_checkpoint(path)
+    assert one_sentence(error)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_damaged_files_never_end_in_a_traceback(tmp_path, zipped):
+    path = tmp_path / "weights.pth"
+    torch.save({"model": {"a": torch.randn(4, 4)}, "args": argparse.Namespace(x=1)}, path, _use_new_zipfile_serialization=zipped)
+    whole, refused = path.read_bytes(), 0
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(400):
+        damaged = bytearray(whole)
+        for place, value in zip(*(torch.randint(high, (3,), generator=generator).tolist() for high in (len(whole), 256)), strict=True):
+            damaged[place] = value
+        path.write_bytes(damaged)
+        try:
+            open_checkpoint(path)
+        except ValueError:
+            refused += 1
+    assert refused > 40
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_file_is_refused_and_not_executed(tmp_path, zipped):
+    torch.save(
+        {"model": small_state(), "extra": Attack(tmp_path / "done")}, tmp_path / "weights.pth", _use_new_zipfile_serialization=zipped
+    )
+    with pytest.raises(ValueError, match="system, which is code") as error:
+        open_checkpoint(tmp_path / "weights.pth")
+    assert one_sentence(error) and not (tmp_path / "done").exists()
+
+
+def test_what_is_no_checkpoint_at_all(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint .*checkpoint-last.pth"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "page.ckpt").write_text("<html>Not found</html>")
+    with pytest.raises(ValueError, match="page.ckpt cannot be read"):
+        open_checkpoint(tmp_path / "page.ckpt")
+    torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+    with pytest.raises(ValueError, match="holds a Tensor"):
+        open_checkpoint(tmp_path / "tensor.pth")
+    torch.save({"epoch": 3, "args": {}}, tmp_path / "empty.pth")
+    with pytest.raises(ValueError, match="holds no weights; its keys are epoch, args"):
+        open_checkpoint(tmp_path / "empty.pth")
+
+
+# ----------------------------------------------------------------------------------------------------------------- load
+
+
+def test_load_model_fills_everything_and_draws_nothing(released):
+    before = torch.get_rng_state()
+    model = load_model("mar", released, **SMALL_MAR)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert equal(model.state_dict(), small_state(2)) and not model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_every_kind_of_misfit_is_named():
+    state = small_state()
+    state["mask_token"] = torch.zeros(7)
+    del state["z_proj.weight"], state["z_proj.bias"]
+    state["stranger"] = torch.zeros(1)
+    state["z_proj_ln.bias"] = torch.full_like(state["z_proj_ln.bias"], float("nan"))
+    with pytest.raises(ValueError) as error:
+        load_into(build_model("mar", **SMALL_MAR), state, "weights.pth")
+    said = str(error.value)
+    assert said.startswith("weights.pth does not fit") and one_sentence(error)
+    for part in (
+        "2 missing: z_proj.weight, z_proj.bias",
+        "1 unexpected: stranger",
+        "mask_token [7] instead of [1, 1, 48]",
+        "infinity: z_proj_ln.bias",
+    ):
+        assert part in said
+
+
+def test_a_misfit_of_everything_is_counted_not_listed():
+    state = {f"wrong.{i}": torch.zeros(1) for i in range(50)}
+    with pytest.raises(ValueError, match=r"50 unexpected: wrong.0, wrong.1, wrong.2, …"):
+        load_into(build_model("mar", **SMALL_MAR), state, "weights.pth")
+
+
+def test_models_without_bundled_weights_need_a_file():
+    with pytest.raises(FileNotFoundError, match="no weights of mar_base come with the package.*mar_fashion"):
+        load_model("mar_base")
+    with pytest.raises(ValueError, match="model is 'mar_tiny'"):
+        load_model("mar_tiny")
+
+
+def test_tokenizer_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="disa checkpoints fetch kl16"):
+        load_tokenizer(tmp_path / "kl16.ckpt")
+    state = AutoencoderKL().state_dict()
+    torch.save({"model": {**state, "loss.discriminator.weight": torch.zeros(1)}}, tmp_path / "kl16.ckpt")  # as released
+    assert equal(load_tokenizer(tmp_path / "kl16.ckpt").state_dict(), state)
+    with pytest.raises(ValueError, match="does not fit"):
+        load_tokenizer(tmp_path / "kl16.ckpt", latent_channels=8)
+
+
+# --------------------------------------------------------------------------------------------------------------- verify
+
+
+def state_of(name: str) -> dict[str, torch.Tensor]:
+    """Zeros of a published model's shapes that take no space."""
+    return {key: torch.zeros(1).expand(shape) for key, shape in manifest(name)["parameters"].items()}
+
+
+@pytest.mark.parametrize("name", ["kl16", "mar_base", "flowar_small", "xar_base"])
+def test_verify_finds_the_manifest(tmp_path, name):
+    torch.save({"model": state_of(name)}, tmp_path / "weights.pth")
+    assert verify(tmp_path / "weights.pth") == (name, [])
+
+
+def test_verify_lists_every_difference(tmp_path):
+    state = state_of("kl16")
+    del state["quant_conv.weight"], state["quant_conv.bias"]
+    state["encoder.conv_in.bias"] = torch.full((128,), float("inf"))
+    state["decoder.conv_in.bias"] = torch.zeros(3)
+    torch.save(state, tmp_path / "weights.pth")
+    name, problems = verify(tmp_path / "weights.pth")
+    assert name == "kl16"
+    assert sorted(problems) == [
+        "missing: quant_conv.bias",
+        "missing: quant_conv.weight",
+        "of another shape: decoder.conv_in.bias [3] instead of [512]",
+        "with NaN or infinity: encoder.conv_in.bias",
+    ]
+    assert len(verify(tmp_path / "weights.pth", "mar_base")[1]) > 100
+    with pytest.raises(ValueError, match="no manifest 'kl8'; allowed are flowar_huge"):
+        verify(tmp_path / "weights.pth", "kl8")
