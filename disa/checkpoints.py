@@ -7,7 +7,6 @@ import functools
 import hashlib
 import http.client
 import json
-import pickle
 import re
 import time
 import urllib.error
@@ -114,7 +113,8 @@ def download(url: str, path: Path, attempts: int = 5) -> None:
     """`fetch` for any address and place."""
     record, part = path.with_name(path.name + ".sha256.json"), path.with_name(path.name + ".part")
     if path.is_file():
-        if not _check_record(path, record, url):
+        # Without a record it was put there by hand: it is kept, and nobody vouches for it.
+        if record.is_file() and not _check_record(path, record, url):
             raise ValueError(
                 f"{path} is not the file that {record} describes; move it away to fetch it again, or remove the record to keep it"
             )
@@ -221,7 +221,7 @@ def open_checkpoint(path: str | Path, weights: str = "ema") -> dict[str, Tensor]
     return state
 
 
-def export(path: str | Path, out: str | Path, weights: str = "ema") -> None:
+def export(path: str | Path, out: str | Path, weights: str = "ema", dtype: torch.dtype = torch.float32) -> None:
     """Write the weights in a checkpoint as safetensors: small, and safe to pass on.
 
     Raises:
@@ -229,7 +229,7 @@ def export(path: str | Path, out: str | Path, weights: str = "ema") -> None:
     """
     from safetensors.torch import save_file
 
-    state = {name: value.contiguous() for name, value in open_checkpoint(path, weights).items()}
+    state = {name: value.to(dtype).contiguous() for name, value in open_checkpoint(path, weights).items()}
     with atomic_write(out) as beside:
         save_file(state, beside)
 
@@ -250,7 +250,7 @@ def _read(path: Path) -> dict[str, Any]:
         # Only torch's newer format, a zip archive, can be mapped; that saves reading the optimizer of a training checkpoint.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError) as error:
+    except Exception as error:  # a damaged archive or pickle can fail in any way
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         if code:
             message = f"{path} holds {code[1]}, which is code and not weights; it was not executed. Give a file with a state dict alone"

@@ -10,7 +10,7 @@ from typing import NoReturn
 from . import checkpoints
 from .distributed import resolve_device
 from .files import image_files
-from .flags import HelpFormatter
+from .flags import DTYPES, HelpFormatter
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
@@ -49,7 +49,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> None:
-    checkpoints.export(args.path, args.out, args.weights)
+    checkpoints.export(args.path, args.out, args.weights, DTYPES[args.dtype])
     print(args.out)
 
 
@@ -88,6 +88,7 @@ def get_parser() -> argparse.ArgumentParser:
     command.add_argument("path", metavar="PATH", help="checkpoint file, or a folder with checkpoint-last.pth")
     command.add_argument("out", metavar="OUT", help="file to write")
     command.add_argument("--weights", choices=("ema", "model"), default="ema", help="which of the checkpoint's weights")
+    command.add_argument("--dtype", choices=DTYPES, default="float32", help="to store them in")
     command.set_defaults(command=_export)
 
     command = commands.add_parser("stats", help="reference statistics of images, for FID", formatter_class=HelpFormatter)

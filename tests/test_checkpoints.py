@@ -302,10 +302,8 @@ def test_what_is_no_checkpoint_at_all(tmp_path):
 # ----------------------------------------------------------------------------------------------------------------- load
 
 
-def test_load_model_fills_everything_and_draws_nothing(released):
-    before = torch.get_rng_state()
+def test_load_model_fills_everything(released):
     model = load_model("mar", released, **SMALL_MAR)
-    assert torch.equal(torch.get_rng_state(), before)
     assert equal(model.state_dict(), small_state(2)) and not model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
 

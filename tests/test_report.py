@@ -1,0 +1,83 @@
+"""Tables, grids, plots and the page."""
+
+import re
+
+import torch
+from PIL import Image
+
+from disa.report import (
+    Column,
+    Point,
+    Section,
+    decimals,
+    image_grid,
+    plot_loss,
+    plot_quality_time,
+    plot_step_schedules,
+    table,
+    table_csv,
+    table_html,
+    write_report,
+)
+
+COLUMNS = (Column("setting", "setting"), Column("seconds", "seconds", decimals(2)))
+ROWS = [{"setting": "DiSA <50→5>", "seconds": 0.12345}, {"setting": "full"}]
+
+
+def test_table_is_aligned_markdown():
+    lines = table(ROWS, COLUMNS).splitlines()
+    assert len(lines) == 4 and len({len(line) for line in lines}) == 1
+    assert lines[1] == "|-------------|--------:|"
+    assert lines[2] == "| DiSA <50→5> |    0.12 |"
+    assert lines[3].split("|")[2].strip() == "–"
+
+
+def test_csv_keeps_the_digits():
+    assert table_csv(ROWS, COLUMNS) == "setting,seconds\nDiSA <50→5>,0.12345\nfull,\n"
+
+
+def test_html_is_escaped():
+    assert "DiSA &lt;50→5&gt;" in table_html(ROWS, COLUMNS) and "<50" not in table_html(ROWS, COLUMNS)
+
+
+def test_image_grid_places_pixels():
+    images = torch.arange(5, dtype=torch.uint8)[:, None, None].expand(5, 4, 6) * 10
+    grid = image_grid(images, columns=3, scale=2, gap=2)
+    assert grid.size == (3 * 12 + 2 * 2, 2 * 8 + 2)
+    assert (
+        grid.getpixel((0, 0)) == (0, 0, 0) and grid.getpixel((14, 0)) == (10, 10, 10) and grid.getpixel((14 + 11, 10 + 7)) == (40, 40, 40)
+    )
+    assert grid.getpixel((12, 0)) == (255, 255, 255) and grid.getpixel((39, 17)) == (255, 255, 255)
+
+
+def test_quality_time_plot_has_its_points_units_and_floor():
+    figure = plot_quality_time(
+        [Point("full", 1.0, 30.0), Point("DiSA", 0.1, 31.0)], "Fréchet distance", curve=[Point("5", 0.05, 60.0)], floor=2.0
+    )
+    axes = figure.axes[0]
+    assert "seconds" in axes.get_xlabel() and "lower is better" in axes.get_ylabel()
+    assert {text.get_text() for text in axes.texts} == {"full", "DiSA", "5", "real against real"}
+    assert axes.get_ylim()[1] > 60
+
+
+def test_schedule_plot_shows_the_counts():
+    figure = plot_step_schedules({"DiSA": [50, 35, 20, 5], "full": [50, 50]})
+    shown = [patch.get_data().values.tolist() for patch in figure.axes[0].patches]
+    assert shown == [[50, 35, 20, 5], [50, 50]]
+
+
+def test_loss_plot_draws_the_mean():
+    figure = plot_loss(list(range(200)), [float(i % 2) for i in range(200)], window=100)
+    mean = figure.axes[0].lines[1]
+    assert len(mean.get_ydata()) == 101 and abs(mean.get_ydata()[0] - 0.5) < 1e-9
+
+
+def test_report_is_self_contained(tmp_path):
+    path = tmp_path / "deep" / "report.html"
+    pictures = {"a <grid>": Image.new("RGB", (4, 4)), "a plot": plot_step_schedules({"DiSA": [5, 1]})}
+    write_report(path, "A & B", [Section("Results", "One.\n\nTwo.", ROWS, COLUMNS, pictures)])
+    page = path.read_text()
+    assert "<title>A &amp; B</title>" in page and "<p>One.</p><p>Two.</p>" in page and 'alt="a &lt;grid&gt;"' in page
+    assert page.count("data:image/png;base64,") == 2
+    assert not re.search(r'(src|href)="(?!data:)', page) and "<script" not in page
+    assert list(path.parent.iterdir()) == [path]

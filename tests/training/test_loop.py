@@ -1,0 +1,193 @@
+"""Training: it learns, resumes where it stopped with the same losses, and stops at a NaN."""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import TensorDataset
+
+from disa import build_model, load_model
+from disa.training.checkpoint import LAST
+from disa.training.loop import TrainingSettings, train
+from tests.conftest import SMALL_MAR
+
+SETTINGS = {
+    "batch_size": 4,
+    "epochs": 4,
+    "warmup_epochs": 1.0,
+    "lr": 3e-3,
+    "blr": 1e-4,
+    "min_lr": 0.0,
+    "lr_schedule": "cosine",
+    "weight_decay": 0.02,
+    "grad_clip": 3.0,
+    "ema_rate": 0.9,
+    "seed": 1,
+    "dtype": torch.float32,
+    "save_epochs": 1,
+    "eval_epochs": 1,
+}
+
+
+def run(folder, model=None, **options):
+    settings = TrainingSettings(**{**SETTINGS, **{key: options.pop(key) for key in list(options) if key in SETTINGS}})
+    torch.manual_seed(0)
+    model = model or build_model("mar", **{**SMALL_MAR, "label_drop_prob": 0.1, "proj_dropout": 0.1})
+    generator = torch.Generator().manual_seed(0)
+    data = TensorDataset(torch.randn(18, 16, 4, 4, generator=generator).sign(), torch.arange(18) % 10)
+    return train(
+        model,
+        data,
+        options.pop("to_latents", lambda x: x),
+        settings,
+        device=torch.device("cpu"),
+        output=folder,
+        log=folder,
+        args=argparse.Namespace(),
+        **options,
+    )
+
+
+def losses(folder):
+    events = EventAccumulator(str(folder)).Reload()
+    return {event.step: event.value for event in events.Scalars("train/loss")}
+
+
+def test_loss_falls(tmp_path):
+    model = run(tmp_path, epochs=20)
+    found = losses(tmp_path)
+    assert len(found) == 20 * 4 and not model.training
+    values = list(found.values())
+    assert sum(values[-8:]) < 0.7 * sum(values[:8])
+
+
+def test_result_is_the_average_and_the_file_holds_it(tmp_path):
+    model = run(tmp_path)
+    loaded = load_model("mar", tmp_path / LAST, **SMALL_MAR)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        content = torch.load(tmp_path / LAST, weights_only=True)
+    assert content.keys() == {"model", "model_ema", "optimizer", "epoch", "scaler", "args", "step"} and content["epoch"] == 3
+
+
+class Interrupt(Exception):
+    pass
+
+
+def test_resumed_run_repeats_the_uninterrupted_one(tmp_path):
+    run(tmp_path / "whole")
+    calls = 0
+
+    def stop_in_epoch_2(latents):
+        nonlocal calls
+        calls += 1
+        if calls == 10:
+            os.kill(os.getpid(), signal.SIGTERM)  # asked to stop in the middle of an epoch
+        return latents
+
+    with pytest.raises(KeyboardInterrupt, match="stopped at step 10"):
+        run(tmp_path / "parts", to_latents=stop_in_epoch_2)
+    run(tmp_path / "parts")
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+def test_a_run_that_died_goes_on_from_its_last_checkpoint(tmp_path):
+    run(tmp_path / "whole")
+    calls = 0
+
+    def die(latents):
+        nonlocal calls
+        calls += 1
+        if calls == 10:
+            raise Interrupt
+        return latents
+
+    with pytest.raises(Interrupt):
+        run(tmp_path / "parts", to_latents=die)
+    run(tmp_path / "parts")
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+def test_nan_stops_with_the_step_and_the_last_good_checkpoint(tmp_path):
+    calls = 0
+
+    def poison(latents):
+        nonlocal calls
+        calls += 1
+        return latents * float("nan") if calls == 6 else latents
+
+    with pytest.raises(FloatingPointError, match=r"nan at step 5 \(epoch 1\).*checkpoint-last.pth"):
+        run(tmp_path, to_latents=poison)
+    assert load_model("mar", tmp_path / LAST, **SMALL_MAR)  # which holds finite weights only, or it would be refused
+
+
+def test_evaluation_sees_the_average(tmp_path):
+    seen = []
+    run(tmp_path, epochs=2, evaluate=lambda model, epoch: seen.append((epoch, model.training, model.z_proj.bias.clone())) or {"fid": 1.0})
+    assert [(epoch, training) for epoch, training, _ in seen] == [(1, False), (2, False)]
+    assert torch.equal(seen[-1][2], load_model("mar", tmp_path / LAST, **SMALL_MAR).z_proj.bias)
+    assert [event.step for event in EventAccumulator(str(tmp_path)).Reload().Scalars("eval/fid")] == [4, 8]
+
+
+def test_bfloat16_autocast_trains(tmp_path):
+    run(tmp_path, dtype=torch.bfloat16, epochs=1)
+    assert len(losses(tmp_path)) == 4
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [({"lr_schedule": "step"}, "'step'"), ({"batch_size": 0}, "batch_size is 0"), ({"ema_rate": 1.0}, "ema_rate is 1.0")],
+)
+def test_impossible_settings_are_refused(tmp_path, setting, named):
+    with pytest.raises(ValueError, match=named):
+        run(tmp_path, **setting)
+
+
+def test_too_little_data_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="18 images, fewer than one step of 64"):
+        run(tmp_path, batch_size=64)
+
+
+def test_another_models_checkpoint_is_refused(tmp_path):
+    run(tmp_path, epochs=1)
+    with pytest.raises(ValueError, match="of another model"):
+        run(tmp_path, model=build_model("mar", **{**SMALL_MAR, "width": 32}))
+
+
+def test_two_ranks_train_one_model(tmp_path):
+    script = "from tests.training.test_loop import rank_main; rank_main()"
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "--no-python",
+        sys.executable,
+        "-c",
+        script,
+    ]
+    subprocess.run(
+        command, check=True, env={**os.environ, "FOLDER": str(tmp_path), "OMP_NUM_THREADS": "1"}, timeout=120, capture_output=True
+    )
+    found = losses(tmp_path)
+    assert len(found) == 2 * 2  # 18 images, 2 ranks of 4 a step
+    first, second = (torch.load(tmp_path / f"rank{rank}.pth", weights_only=True) for rank in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def rank_main():
+    from pathlib import Path
+
+    from disa import distributed
+
+    distributed.setup(torch.device("cpu"))
+    folder = Path(os.environ["FOLDER"])
+    model = run(folder, epochs=2)
+    torch.save(model.state_dict(), folder / f"rank{distributed.rank()}.pth")
+    distributed.shutdown()
