@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -17,8 +18,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from . import distributed
+from .checkpoints import sha256
 from .files import atomic_write, image_files, write_json
-from .generation import generate_images, image_path
+from .generation import generate_images, image_path, missing_ids
+from .metrics import METRICS, Statistics, check_metrics, extract_features, measure
 from .sampling import LabelSampler
 
 GRID_IMAGES = 80
@@ -26,7 +29,7 @@ GRID_IMAGES = 80
 
 def fingerprint(model: nn.Module) -> str:
     """Twelve hexadecimal digits that tell two sets of weights apart: a hash over the beginning of every tensor."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(model.extra_repr().encode())
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.flatten()[:256].float().cpu().numpy().tobytes())
@@ -87,9 +90,16 @@ def evaluate(
         "weights": fingerprint(sampler.model),
         "tokenizer": fingerprint(sampler.tokenizer),
     }
-    measures = [{"extractor": space.extractor, "metrics": space.metrics, "reference": space.reference_name} for space in spaces]
+    measures = [
+        {"extractor": space.extractor, "metrics": space.metrics, "reference": space.reference_name, "digest": space.reference_digest()}
+        for space in spaces
+    ]
+    for space in spaces:
+        check_metrics(space.metrics, num_images)
     asked = json.loads(json.dumps({"settings": settings, "num_images": num_images, "measures": measures}))
     done = distributed.broadcast(_read_record(record, asked) if distributed.is_main() else None)
+    if keep_images and distributed.broadcast(bool(missing_ids(images, num_images)) if distributed.is_main() else None):
+        done = None  # measured before, but the images are wanted and gone
     if done is not None:
         return done
     timing = generate_images(sampler, images, num_images=num_images, batch_size=batch_size, settings=settings, device=device)
@@ -118,7 +128,8 @@ def evaluate(
             # Settings go last: while an image is left, the folder still says how it was made.
             for path in [*sorted(images.glob("*.png")), images / "settings.json"]:
                 path.unlink(missing_ok=True)
-            images.rmdir()
+            with contextlib.suppress(OSError):  # somebody else's file lies there, too
+                images.rmdir()
     distributed.barrier()
     return results
 
@@ -131,7 +142,7 @@ def _read_record(record: Path, asked: Mapping[str, Any]) -> dict[str, Any] | Non
         results = json.loads(record.read_text())
     except ValueError:  # not ours, or damaged: measured again and written anew
         return None
-    return results if all(results.get(key) == value for key, value in asked.items()) else None
+    return results if isinstance(results, dict) and all(results.get(key) == value for key, value in asked.items()) else None
 
 
 def save_grid(paths: Sequence[Path], path: Path, columns: int = 10) -> None:
@@ -181,6 +192,15 @@ class Space:
         """The reference as results name it: the place of a bundled file says nothing."""
         return Path(self.reference).name if self.reference else None
 
+    def reference_digest(self) -> str | None:
+        """Twelve hexadecimal digits that tell two references apart: of a file's bytes, or of a folder's file names and sizes."""
+        if self.reference is None:
+            return None
+        if Path(self.reference).is_file():
+            return sha256(self.reference)[:12]
+        listing = [(str(path.relative_to(self.reference)), path.stat().st_size) for path in image_files(self.reference)]
+        return hashlib.sha256(repr(listing).encode()).hexdigest()[:12]
+
 
 def choose_spaces(metrics: str, features: str, reference: str, *, bundled: bool) -> tuple[list[Space], list[str]]:
     """What to measure, from the flags of these names ("auto", or names separated by commas).
@@ -198,42 +218,61 @@ def choose_spaces(metrics: str, features: str, reference: str, *, bundled: bool)
         FileNotFoundError: an extractor or reference that was asked for is not on this machine.
     """
     from .features import missing
-    from .metrics import METRICS, Statistics
 
     if metrics == "none":
         return [], []
-    asked = None if metrics == "auto" else tuple(metrics.split(","))
+    asked = None if metrics == "auto" else tuple(dict.fromkeys(metrics.split(",")))
     for name in asked or ():
         if name not in METRICS:
             raise ValueError(f"--metrics has {name!r}; allowed are {', '.join(METRICS)}, auto and none")
+    if reference != "auto" and not Path(reference).exists():
+        raise FileNotFoundError(f"there is no --reference {reference}; a statistics file or a folder of images is needed")
     automatic = ("efficientnet-lite0", "fashion-classifier") if bundled else ("inception",)
+    extractors = automatic if features == "auto" else tuple(dict.fromkeys(features.split(",")))
     spaces, left_out = [], []
-    for extractor in automatic if features == "auto" else tuple(features.split(",")):
-        problem = missing(extractor)
-        if problem and asked is None and features == "auto":
-            left_out.append(f"nothing is measured in {extractor}: {problem}")
-            continue
-        if problem:
-            raise FileNotFoundError(f"--features {extractor}: {problem}")
+    for extractor in extractors:
         place = _automatic_reference(extractor, bundled) if reference == "auto" else reference
-        if reference != "auto" and not Path(reference).exists():
-            raise FileNotFoundError(f"there is no --reference {reference}; a statistics file or a folder of images is needed")
-        classifies = extractor == "fashion-classifier"
-        has_features = place is not None and (Path(place).is_dir() or Statistics.load(place).features is not None)
+        absent, misfit = missing(extractor), _misfit(place, extractor)
+        if features == "auto" and (misfit or absent and asked is None):
+            left_out.append(f"nothing is measured in {extractor}: {misfit or absent}")
+            continue
+        if absent:
+            raise FileNotFoundError(f"--features {extractor}: {absent}")
+        if misfit:
+            raise ValueError(f"--reference {misfit}")
+        classifies, has_features = extractor == "fashion-classifier", _has_features(place)
         possible = {"fid": place is not None, "isc": not classifies, "prc": has_features, "accuracy": classifies}
         if asked is None and place is None:
             left_out.append(f"no fid in {extractor}: there is no reference; give --reference, or `disa checkpoints fetch adm_in256_stats`")
+        if asked is None and reference != "auto" and not has_features:
+            left_out.append(f"no precision and recall in {extractor}: {place} holds no features; give images")
         for name in asked or ():
             # Each of several spaces has the metrics that it can have; what no space can have is refused below.
             if name in ("fid", "prc") and not possible[name]:
                 what = "a reference with features, such as images" if name == "prc" else "a reference"
                 raise ValueError(f"--metrics {name} in {extractor} needs {what}; give --reference")
-        spaces.append(Space(extractor, tuple(name for name in asked or METRICS if possible[name]), place))
+        chosen = tuple(name for name in asked or METRICS if possible[name])
+        if chosen:
+            spaces.append(Space(extractor, chosen, place))
     impossible = [name for name in asked or () if not any(name in space.metrics for space in spaces)]
     if impossible:
-        where = ", ".join(space.extractor for space in spaces)
-        raise ValueError(f"--metrics {', '.join(impossible)} cannot be measured in {where}; choose other --features")
+        raise ValueError(f"--metrics {', '.join(impossible)} cannot be measured in {', '.join(extractors)}; choose other --features")
     return spaces, left_out
+
+
+def _misfit(reference: str | None, extractor: str) -> str | None:
+    """Why `reference` cannot be compared with features of `extractor`, in a sentence."""
+    if reference is None or Path(reference).is_dir():
+        return None
+    of = Statistics.load(reference).extractor
+    return None if of in (None, extractor) else f"{reference} holds statistics of {of}, not of {extractor}"
+
+
+def _has_features(reference: str | None) -> bool:
+    """Whether `reference` has what precision and recall need: images, or their features."""
+    if reference is None:
+        return False
+    return bool(image_files(reference)) if Path(reference).is_dir() else Statistics.load(reference).features is not None
 
 
 def _automatic_reference(extractor: str, bundled: bool) -> str | None:
@@ -249,8 +288,6 @@ def measure_images(
     spaces: Sequence[Space], paths: Sequence[Path], labels: Tensor, *, batch_size: int, device: torch.device
 ) -> list[dict[str, Any]]:
     """The scores of images in each space; every rank calls this, and extracts the features of its share."""
-    from .metrics import Statistics, extract_features, measure
-
     results = []
     for space in spaces:
         reference = None

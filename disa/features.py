@@ -90,22 +90,6 @@ def load_classifier(path: Path = CLASSIFIER_WEIGHTS) -> FashionClassifier:
     return model.eval()
 
 
-class Inception(FeatureExtractorInceptionV3):
-    """torch-fidelity's Inception v3, under the two names that ours use."""
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        return "features", "logits"
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        return "logits" if metric == "isc" else "features"
-
-    def __init__(self, name: str, features_list: list[str], **kwargs: Any) -> None:
-        super().__init__(name, features_list, **kwargs)
-        self.features_list = ["2048" if feature == "features" else "logits_unbiased" for feature in features_list]
-
-
 def _inception_missing() -> str | None:
     """Inception's weights are torch-fidelity's to download, into torch hub's cache."""
     cached = Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(URL_INCEPTION_V3)
@@ -128,16 +112,17 @@ def _classifier_missing() -> str | None:
     return None if CLASSIFIER_WEIGHTS.is_file() else f"{CLASSIFIER_WEIGHTS} is missing; install the package again"
 
 
-# name -> (class, what keeps it from working here)
-EXTRACTORS: dict[str, tuple[type[FeatureExtractorBase], Callable[[], str | None]]] = {
-    "inception": (Inception, _inception_missing),
-    "efficientnet-lite0": (EfficientNetLite0, _efficientnet_missing),
-    "fashion-classifier": (Classifier, _classifier_missing),
+# name -> (class, its layers of features and logits, what keeps it from working here)
+EXTRACTORS: dict[str, tuple[type[FeatureExtractorBase], list[str], Callable[[], str | None]]] = {
+    "inception": (FeatureExtractorInceptionV3, ["2048", "logits_unbiased"], _inception_missing),
+    "efficientnet-lite0": (EfficientNetLite0, ["features", "logits"], _efficientnet_missing),
+    "fashion-classifier": (Classifier, ["features", "logits"], _classifier_missing),
 }
 
-for _name, (_extractor, _) in EXTRACTORS.items():
-    if _name not in FEATURE_EXTRACTORS_REGISTRY:
-        register_feature_extractor(_name, _extractor)
+# torch-fidelity has Inception under names of its own.
+for _extractor in ("efficientnet-lite0", "fashion-classifier"):
+    if _extractor not in FEATURE_EXTRACTORS_REGISTRY:
+        register_feature_extractor(_extractor, EXTRACTORS[_extractor][0])
 
 
 def missing(name: str) -> str | None:
@@ -148,7 +133,7 @@ def missing(name: str) -> str | None:
     """
     if name not in EXTRACTORS:
         raise ValueError(f"features are {name!r}; allowed are {', '.join(EXTRACTORS)}")
-    return EXTRACTORS[name][1]()
+    return EXTRACTORS[name][2]()
 
 
 def feature_extractor(name: str, device: torch.device | str = "cpu") -> nn.Module:
@@ -161,4 +146,5 @@ def feature_extractor(name: str, device: torch.device | str = "cpu") -> nn.Modul
     problem = missing(name)
     if problem:
         raise FileNotFoundError(f"features {name}: {problem}")
-    return EXTRACTORS[name][0](name, ["features", "logits"]).requires_grad_(False).eval().to(device)
+    extractor, layers, _ = EXTRACTORS[name]
+    return extractor(name, layers).requires_grad_(False).eval().to(device)

@@ -24,7 +24,8 @@ from . import distributed
 from .features import feature_extractor
 from .files import atomic_write
 
-METRICS = ("fid", "isc", "prc", "accuracy")
+# name -> the fewest images it is defined for: a covariance needs two, a third nearest neighbour four
+METRICS = {"fid": 2, "isc": 1, "prc": 4, "accuracy": 1}
 Images = Sequence[Path] | Tensor
 
 
@@ -73,7 +74,7 @@ class Statistics:
                 mu, sigma = arrays["mu"], arrays["sigma"]
                 features = torch.from_numpy(arrays["features"]) if "features" in arrays else None
                 extractor = str(arrays["extractor"]) if "extractor" in arrays else None
-        except (KeyError, ValueError, OSError, EOFError) as error:
+        except Exception as error:  # a damaged archive can fail in any way
             raise ValueError(f"{path} is not a statistics file with mu and sigma ({error})") from error
         if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
             raise ValueError(f"{path} holds mu {mu.shape} and sigma {sigma.shape}; [D] and [D, D] are needed")
@@ -114,7 +115,7 @@ def label_accuracy(logits: Tensor, labels: Tensor) -> float:
 def _read(path: Path) -> Tensor:
     try:
         return torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)
-    except OSError as error:
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises any of them on a damaged file
         raise ValueError(f"{path} cannot be read as an image ({error})") from error
 
 
@@ -124,7 +125,12 @@ def _batch(images: Images, rows: Sequence[int], readers: ThreadPoolExecutor) -> 
         batch = images[list(rows)]
         batch = batch[:, None] if batch.ndim == 3 else batch
         return batch.expand(-1, 3, -1, -1)
-    return torch.stack(list(readers.map(_read, [images[row] for row in rows])))
+    read = list(readers.map(_read, [images[row] for row in rows]))
+    for row, image in zip(rows, read, strict=True):
+        if image.shape != read[0].shape:
+            sizes = [f"{height}×{width}" for _, height, width in (image.shape, read[0].shape)]
+            raise ValueError(f"{images[row]} is {sizes[0]}, others are {sizes[1]}; all images must be of one size")
+    return torch.stack(read)
 
 
 @torch.no_grad()
@@ -138,6 +144,8 @@ def extract_features(
     """
     if len(images) == 0:
         raise ValueError("there are no images to extract features from")
+    if isinstance(images, Tensor) and (images.ndim not in (3, 4) or images.ndim == 4 and images.shape[1] not in (1, 3)):
+        raise ValueError(f"images are {list(images.shape)}; [N, H, W] or [N, 1 or 3, H, W] is needed")
     net = feature_extractor(extractor, device)
     bounds = [len(images) * rank // distributed.world_size() for rank in range(distributed.world_size() + 1)]
     mine = range(bounds[distributed.rank()], bounds[distributed.rank() + 1])
@@ -153,6 +161,19 @@ def extract_features(
             bar.update(min(len(rows) * distributed.world_size(), len(images) - bar.n))
     parts = [part for rank in distributed.gather(found) for part in rank]
     return Features(torch.cat([features for features, _ in parts]), torch.cat([logits for _, logits in parts]), extractor)
+
+
+def check_metrics(metrics: Sequence[str], count: int) -> None:
+    """Whether `metrics` can be measured on `count` images.
+
+    Raises:
+        ValueError: a metric is unknown, or there are too few images for it.
+    """
+    for name in metrics:
+        if name not in METRICS:
+            raise ValueError(f"metrics has {name!r}; allowed are {', '.join(METRICS)}")
+        if count < METRICS[name]:
+            raise ValueError(f"{name} needs at least {METRICS[name]} images; there are {count}")
 
 
 def measure(
@@ -171,9 +192,7 @@ def measure(
     Raises:
         ValueError: a metric is unknown or lacks what it needs.
     """
-    unknown = [name for name in metrics if name not in METRICS]
-    if unknown:
-        raise ValueError(f"metrics are {', '.join(unknown)}; allowed are {', '.join(METRICS)}")
+    check_metrics(metrics, len(features.features))
     scores: dict[str, Any] = {"extractor": features.extractor, "images": len(features.features)}
     if "fid" in metrics:
         if reference is None:

@@ -25,6 +25,9 @@ class SpaceToDepth(nn.Module):
         super().__init__()
         self.stride, self.mean, self.std = stride, mean, std
 
+    def extra_repr(self) -> str:
+        return f"stride={self.stride}, mean={self.mean}, std={self.std}"
+
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] in [-1, 1] -> latents [B, C · stride², H / stride, W / stride]."""
         return F.pixel_unshuffle((images - self.mean) / self.std, self.stride)

