@@ -73,6 +73,11 @@ def cache(args: argparse.Namespace, device: torch.device) -> None:
         (source, str(Path(args.cached_path) / Path(source).relative_to(root).with_suffix(".npz")))
         for source, _ in ImageFolder(str(root)).samples
     ]
+    sources: dict[str, str] = {}
+    for source, target in files:
+        if target in sources:
+            raise ValueError(f"{sources[target]} and {source} would both be cached as {target}; rename one")
+        sources[target] = source
     todo = distributed.broadcast([pair for pair in files if not Path(pair[1]).is_file()])
     mine = Uncached(todo[distributed.rank() :: distributed.world_size()], args.img_size)
     loader = DataLoader(mine, batch_size=args.batch_size, num_workers=args.num_workers, pin_memory=args.pin_mem and device.type == "cuda")

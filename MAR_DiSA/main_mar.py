@@ -103,6 +103,8 @@ def get_tokenizer(args: argparse.Namespace, device: torch.device) -> Tokenizer:
 
 def get_data(args: argparse.Namespace, device: torch.device) -> TrainingData:
     """What the flags say to train on."""
+    if args.use_cached and not args.cached_path:
+        raise ValueError("--use_cached needs --cached_path, the folder that main_cache.py filled")
     if args.use_cached:
         return cached_data(args.cached_path)
     if MODELS[args.model].bundled:
@@ -119,11 +121,11 @@ def run_evaluation(args: argparse.Namespace, device: torch.device) -> None:
     spaces, left_out = choose_spaces(args.metrics, args.features, args.reference, bundled=MODELS[args.model].bundled)
     for sentence in left_out:
         say(f"note: {sentence}")
-    note_uneven_classes(args)
     architecture = {argument: getattr(args, flag) for flag, argument in MODEL_FLAGS.items()}
     model = load_model(args.model, args.resume or None, **architecture).to(device, DTYPES[args.dtype])
     tokenizer = get_tokenizer(args, device).to(DTYPES[args.dtype])
     sampler = LabelSampler(model, tokenizer, get_sampling(args), device)
+    note_uneven_classes(args)
     folder = Path(args.output_dir) / sampler.sampling.name()
     say(summary(evaluation(args, sampler, spaces, folder)))
     say(f"everything is in {folder}: results.json, samples.png{', images' if args.keep_images else ''}")

@@ -15,18 +15,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 
 from disa import StepSchedule, distributed, load_model
 from disa.demo import COLUMNS, SETTINGS, table_row
 from disa.distributed import resolve_device
-from disa.evaluation import BUNDLED_STATISTICS, evaluate, save_grid
+from disa.evaluation import BUNDLED_STATISTICS, evaluate
 from disa.files import atomic_write, write_json
 from disa.flags import HelpFormatter
 from disa.generation import image_path
 from disa.metrics import Features, Statistics, extract_features, frechet_distance, measure
 from disa.models.tokenizer import SpaceToDepth
-from disa.report import Column, Point, decimals, plot_quality_time, plot_step_schedules, table
+from disa.report import Column, Point, decimals, image_grid, plot_quality_time, plot_step_schedules, table
 from disa.sampling import LabelSampler, Sampling
 from disa.training.data import fashion_mnist
 
@@ -212,7 +215,7 @@ def write_results(
 
 
 def write_pictures(args: argparse.Namespace, curve_rows: list[dict[str, Any]]) -> None:
-    """Quality against time, the step schedules, and a grid of each setting."""
+    """Quality against time, the step schedules, and samples of each setting side by side."""
     args.pictures.mkdir(parents=True, exist_ok=True)
     points = {row["setting"]: Point(row["setting"], row["seconds_per_image"], row["fashion-classifier"]) for row in curve_rows}
     figures = {
@@ -226,9 +229,15 @@ def write_pictures(args: argparse.Namespace, curve_rows: list[dict[str, Any]]) -
     for name, figure in figures.items():
         with atomic_write(args.pictures / f"mar_fashion_{name}.png") as beside:
             figure.savefig(beside, dpi=160)
-    for name, sampling in SETTINGS.items():
-        target = args.pictures / f"mar_fashion_{name.replace(' ', '_').lower()}.png"
-        save_grid([image_path(args.out / sampling.name() / "images", image_id) for image_id in range(80)], target)
+    columns, rows = 10, 6
+    figure = Figure(figsize=(13, 3.1), layout="constrained")
+    for axes, (name, sampling) in zip(figure.subplots(1, len(SETTINGS)), SETTINGS.items(), strict=True):
+        paths = [image_path(args.out / sampling.name() / "images", image_id) for image_id in range(columns * rows)]
+        axes.imshow(image_grid(torch.stack([torch.from_numpy(np.array(Image.open(path))) for path in paths]), columns=columns))
+        axes.set_title(f"{name}: {sampling.head_evaluations:,} evaluations, {points[name].seconds:.2f} s an image", fontsize=11)
+        axes.set_axis_off()
+    with atomic_write(args.pictures / "mar_fashion_samples.png") as beside:
+        figure.savefig(beside, dpi=160)
 
 
 if __name__ == "__main__":

@@ -208,7 +208,7 @@ def open_checkpoint(path: str | Path, weights: str = "ema") -> dict[str, Tensor]
         path = path / "checkpoint-last.pth"
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}; `disa checkpoints list` names what can be fetched")
-    content = _read(path)
+    content = read_checkpoint(path)
     if weights == "ema" and "optimizer" in content and not content.get("model_ema"):
         warnings.warn(f"{path} holds no moving average (model_ema); the weights of its last step are used", stacklevel=2)
     for key in ("model_ema", "model", "state_dict") if weights == "ema" else ("model", "state_dict"):
@@ -234,8 +234,12 @@ def export(path: str | Path, out: str | Path, weights: str = "ema", dtype: torch
         save_file(state, beside)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """What a file holds, with nothing in it executed."""
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a file holds, with nothing in it executed.
+
+    Raises:
+        ValueError: it cannot be read, or holds something else than a dictionary.
+    """
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file

@@ -22,10 +22,13 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     try:
         sys.exit(main())
     except KeyboardInterrupt as stop:
-        print(f"\n{stop or 'interrupted'}", file=sys.stderr)
+        print(f"\n{str(stop) or 'interrupted'}", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        message = str(error)
+        if "Original Traceback" in message:  # raised in a process that loads data: its last line is "Type: message"
+            message = message.strip().splitlines()[-1].partition(": ")[2]
+        print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -32,7 +32,10 @@ def resolve_device(name: str) -> torch.device:
         raise ValueError(f"device is {name!r}, but this machine has none; use --device auto or --device cpu")
     if name == "cuda":
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device is {name!r}; allowed are auto, cuda, cpu and mps") from error
 
 
 def setup(device: torch.device) -> None:

@@ -83,7 +83,7 @@ def _claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     ]
     if differences:
         raise ValueError(f"{folder} was made with other settings ({'; '.join(differences)}); give another folder, or remove this one")
-    for leftover in folder.glob(".*.part.png"):  # of a run that was killed while writing
+    for leftover in folder.glob(".*.part.*"):  # of a run that was killed while writing
         leftover.unlink(missing_ok=True)
 
 
@@ -130,8 +130,11 @@ def generate_images(
         device: where `sample` works, for exact times.
 
     Raises:
-        ValueError: the folder was made with other settings.
+        ValueError: the folder was made with other settings, or a count is impossible.
     """
+    for name, count in (("num_images", num_images), ("batch_size", batch_size)):
+        if count < 1:
+            raise ValueError(f"{name} is {count}; it must be at least 1")
     claim_folder(folder, settings)
     missing = distributed.broadcast(missing_ids(folder, num_images) if distributed.is_main() else None) or []
     mine = missing[distributed.rank() :: distributed.world_size()]

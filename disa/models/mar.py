@@ -207,6 +207,18 @@ class MAR(nn.Module):
         grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        sizes = {
+            **{"image_size": image_size, "latent_stride": latent_stride, "latent_channels": latent_channels, "patch_size": patch_size},
+            **{"num_classes": num_classes, "width": width, "depth": depth, "num_heads": num_heads, "buffer_size": buffer_size},
+            **{"head_depth": head_depth, "head_width": head_width, "diffusion_batch_mul": diffusion_batch_mul},
+        }
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name} is {size}; it must be at least 1")
+        shares = {"attn_dropout": attn_dropout, "proj_dropout": proj_dropout, "label_drop_prob": label_drop_prob}
+        for name, share in {**shares, "mask_ratio_min": mask_ratio_min}.items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} is {share}; it must be in [0, 1]")
         if image_size % (latent_stride * patch_size):
             raise ValueError(
                 f"image_size is {image_size}; it must be a multiple of latent_stride · patch_size = {latent_stride * patch_size}"

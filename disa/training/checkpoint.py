@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
+from ..checkpoints import read_checkpoint
 from ..files import atomic_write
 from .optimization import EMA
 
@@ -51,8 +51,7 @@ def load_training(
     Raises:
         ValueError: the file is not a training checkpoint of this model.
     """
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    state = read_checkpoint(path)
     missing = [key for key in ("model", "model_ema", "optimizer", "epoch") if key not in state]
     if missing:
         raise ValueError(f"{path} cannot be resumed: it has no {', '.join(missing)}; give a checkpoint-last.pth that training wrote")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +28,14 @@ FASHION_CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", 
 def _read_idx(path: Path) -> np.ndarray:
     """One file in the IDX format of the MNIST family (bytes; big-endian shape), gzipped or not."""
     opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rb") as file:
-        data = file.read()
-    dimensions = data[3]
-    shape = np.frombuffer(data, ">u4", dimensions, offset=4)
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+    try:
+        with opener(path, "rb") as file:
+            data = file.read()
+        dimensions = data[3]
+        shape = np.frombuffer(data, ">u4", dimensions, offset=4)
+        return np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+    except (OSError, EOFError, IndexError, ValueError, zlib.error) as error:
+        raise ValueError(f"{path} is not a whole IDX file ({error}); fetch it again") from error
 
 
 def _find_idx(folder: Path, stem: str) -> Path | None:
@@ -140,8 +144,11 @@ def image_folder_data(tokenizer: AutoencoderKL, root: str | Path, image_size: in
 
 def _load_moments(path: str) -> Tensor:
     """The posterior's moments of an image and of its mirror image, float32 [2, 2C, h, w]."""
-    with np.load(path) as arrays:
-        return torch.from_numpy(np.stack([arrays["moments"], arrays["moments_flip"]])).float()
+    try:
+        with np.load(path) as arrays:
+            return torch.from_numpy(np.stack([arrays["moments"], arrays["moments_flip"]])).float()
+    except Exception as error:  # a damaged archive can fail in any way
+        raise ValueError(f"{path} holds no latents of main_cache.py ({error}); remove it and cache again") from error
 
 
 def cached_data(root: str | Path) -> TrainingData:

@@ -64,6 +64,8 @@ class TrainingSettings:
         for name in ("batch_size", "epochs", "save_epochs", "eval_epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it must be at least 0")
         if not 0 <= self.ema_rate < 1:
             raise ValueError(f"ema_rate is {self.ema_rate}; it must be in [0, 1)")
 
@@ -100,11 +102,16 @@ def _epoch_batches(count: int, settings: TrainingSettings, epoch: int, first: in
 
 @contextlib.contextmanager
 def _stop_requests() -> Iterator[list[int]]:
-    """A list that is filled when the process is asked to stop (SIGTERM, SIGINT), so that the step can be finished and saved."""
+    """A list that is filled when the process is asked to stop (SIGTERM, SIGINT), so that the step can be finished and saved.
+
+    Who asks twice does not want to wait.
+    """
     asked: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
         asked.append(number)
+        if len(asked) > 1:
+            raise KeyboardInterrupt("stopped at once; what was saved last is whole")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

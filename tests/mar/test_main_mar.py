@@ -1,0 +1,380 @@
+"""main_mar.py run for real: evaluation through any batch size, ranks and kills; refusals; training through kills."""
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from unittest.mock import ANY
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from PIL import Image
+from safetensors.torch import save_file
+
+from disa import cli, load_model
+from disa.generation import image_path, is_whole
+from disa.metrics import extract_features, label_accuracy
+from disa.sampling import LabelSampler
+from tests.conftest import small_mar
+from tests.test_flags import MAIN, MAR_SCRIPTS
+from tests.training.test_data import write_idx
+
+ENV = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")} | {"OMP_NUM_THREADS": "1"}
+ONE = [sys.executable, "main_mar.py", "--model", "mar_fashion", "--device", "cpu"]
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *ONE[1:]]
+# With these, matrices have an even number of rows whatever the batch. An odd one goes through another kernel here and there,
+# with other roundings: see test_odd_batches_differ_by_rounding_alone.
+SAMPLING = ["--num_iter", "5", "--cfg", "2", "--diff_upper_steps", "40", "--diff_lower_steps", "20"]
+IMAGES = 62
+EVALUATIONS = MAIN.get_sampling(MAIN.parse(MAIN.get_parser(), MAIN.BUNDLED_DEFAULTS, [*ONE[2:], *SAMPLING])).head_evaluations
+
+
+def evaluation(folder, batch_size, *more):
+    words = [
+        "--evaluate",
+        "--keep_images",
+        "--num_images",
+        IMAGES,
+        "--eval_bsz",
+        batch_size,
+        "--output_dir",
+        folder,
+        "--log_dir",
+        folder / "log",
+    ]
+    return [*map(str, words), *SAMPLING, "--metrics", "none", *more]
+
+
+def training(folder, data):
+    words = ["--data_path", data, "--output_dir", folder, "--log_dir", folder, "--epochs", 4, "--batch_size", 4, "--save_last_freq", 1]
+    return [*map(str, words), *["--warmup_epochs", "1", "--lr", "1e-3", "--ema_rate", "0.9", "--attn_dropout", "0"]]
+
+
+def run(command, *flags):
+    """Run a command to its end, which must be a good one; returns what it printed."""
+    ended = subprocess.run([*command, *flags], cwd=MAR_SCRIPTS, env=ENV, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """The script in this process: flags -> exit code, stdout, stderr."""
+
+    def in_process(*flags):
+        monkeypatch.chdir(MAR_SCRIPTS)
+        monkeypatch.delenv("RANK", raising=False)
+        monkeypatch.setattr(sys, "argv", [str(word) for word in ("main_mar.py", *ONE[2:], *flags)])
+        with pytest.raises(SystemExit) as end:
+            cli.run(MAIN.main)
+        assert not dist.is_initialized()
+        return end.value.code or 0, *capsys.readouterr()
+
+    return in_process
+
+
+def results_folder(folder):
+    """The only folder in which results of this output folder lie."""
+    (found,) = (path for path in folder.iterdir() if path.name != "log")
+    return found
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.png")}
+
+
+def same_images(one, other):
+    """Whether two folders hold the same images, to rounding: matrix products add up in another order for another number of rows."""
+    names = sorted(contents(one))
+    assert names == sorted(contents(other)) != []
+    difference = [abs(np.array(Image.open(one / name), int) - np.array(Image.open(other / name), int)) for name in names]
+    return np.max(difference) <= 1 and np.mean(difference) < 1e-3
+
+
+def times(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+# ---------------------------------------------------------------------------------------------------------- evaluation
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of an uninterrupted run of one process, and what it printed."""
+    folder = tmp_path_factory.mktemp("whole")
+    printed = run(ONE, *evaluation(folder, 5, "--metrics", "accuracy", "--features", "fashion-classifier"))
+    return results_folder(folder), printed
+
+
+def test_one_process_evaluates(whole):
+    folder, printed = whole
+    results = json.loads((folder / "results.json").read_text())
+    assert results.keys() == {
+        *("settings", "num_images", "measures", "head_evaluations", "images_per_second", "seconds_per_image", "timed_images"),
+        *("timing", "metrics", "device", "ranks", "versions"),
+    }
+    assert (results["num_images"], results["timed_images"], results["ranks"]) == (IMAGES, IMAGES - 5, 1)
+    assert results["head_evaluations"] == EVALUATIONS
+    assert results["settings"] == json.loads((folder / "images" / "settings.json").read_text())
+    assert {"num_iter": 5, "cfg": 2.0, "diff_sampler": "DiSA", "model": "mar_fashion", "dtype": "float32"}.items() <= results[
+        "settings"
+    ].items()
+    assert sorted(contents(folder / "images")) == [f"{image_id:06d}.png" for image_id in range(IMAGES)]
+    assert Image.open(folder / "samples.png").size[0] > 320
+    assert "note: 62 images are not a multiple of 10 classes; the first 2 get one more" in printed
+    labels = LabelSampler(load_model("mar_fashion"), None, None, torch.device("cpu")).labels(range(IMAGES))
+    assert labels.bincount().tolist() == [7, 7, *[6] * 8]
+    paths = [image_path(folder / "images", image_id) for image_id in range(IMAGES)]
+    accuracy = label_accuracy(extract_features(paths, "fashion-classifier", progress=False).logits, labels)
+    scores = {"extractor": "fashion-classifier", "images": IMAGES, "label_accuracy": pytest.approx(accuracy), "reference": ANY}
+    assert results["metrics"] == [scores] and f"label_accuracy {accuracy:.4f}" in printed
+    assert f"{IMAGES} images, {EVALUATIONS} head evaluations an image" in printed and str(folder) in printed
+
+
+def test_no_note_where_classes_are_even(tmp_path, call):
+    code, printed, _ = call(*evaluation(tmp_path, 20, "--num_images", "20", "--num_iter", "1"))
+    assert code == 0 and "20 images" in printed and "note:" not in printed
+
+
+def test_finished_run_is_not_repeated(whole, call):
+    before = times(whole[0])
+    code, printed, _ = call(*evaluation(whole[0].parent, 7, "--metrics", "accuracy", "--features", "fashion-classifier"))
+    assert code == 0 and printed == whole[1] and times(whole[0]) == before
+
+
+def test_images_do_not_depend_on_ranks_and_batches(whole, tmp_path):
+    run(TWO, *evaluation(tmp_path, 3))
+    folder = results_folder(tmp_path)
+    assert json.loads((folder / "results.json").read_text())["ranks"] == 2
+    assert same_images(folder / "images", whole[0] / "images")
+
+
+def test_odd_batches_differ_by_rounding_alone(tmp_path, call):
+    folders = {size: tmp_path / str(size) for size in (1, 12)}
+    for size, folder in folders.items():
+        flags = evaluation(folder, size, "--num_images", "12", "--num_iter", "8", "--diff_upper_steps", "5", "--diff_lower_steps", "2")
+        assert call(*flags)[0] == 0
+    assert same_images(*(results_folder(folder) / "images" for folder in folders.values()))
+
+
+def test_twice_the_same_command_gives_the_same_bytes(tmp_path, call):
+    for name in ("once", "again"):
+        assert call(*evaluation(tmp_path / name, 4, "--num_images", "8"))[0] == 0
+    assert contents(results_folder(tmp_path / "once") / "images") == contents(results_folder(tmp_path / "again") / "images")
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def rank_processes(agent):
+    """Rank -> process of a torchrun."""
+    children = " ".join(path.read_text() for path in Path(f"/proc/{agent}/task").glob("*/children")).split()
+    ranks = ((re.search(rb"\0RANK=(\d+)\0", Path(f"/proc/{child}/environ").read_bytes()), int(child)) for child in children)
+    return {int(rank[1]): child for rank, child in ranks if rank}
+
+
+def wait_until(condition, process, seconds=120):
+    """Wait for `condition` while `process` runs."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.005)
+
+
+def start(command, *flags):
+    return subprocess.Popen(
+        [*command, *flags], cwd=MAR_SCRIPTS, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+
+
+def test_images_survive_kills(whole, tmp_path):
+    flags, made = evaluation(tmp_path, 2), {}
+    for victim, count in ((0, 8), (1, 24), ("all", 40)):
+        process = start(TWO, *flags)
+        ranks = {}
+        try:
+            wait_until(lambda count=count: len(list(tmp_path.glob("*/images/[0-9]*.png"))) >= count, process)
+            ranks = rank_processes(process.pid)
+            assert ranks.keys() == {0, 1}
+            if victim == "all":
+                os.killpg(process.pid, signal.SIGKILL)
+            else:
+                os.kill(ranks[victim], signal.SIGKILL)
+            assert process.wait(60) != 0
+        finally:
+            for pid in (process.pid, *ranks.values()):
+                if alive(pid):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait()
+        while any(alive(pid) for pid in ranks.values()):
+            time.sleep(0.005)
+        images = results_folder(tmp_path) / "images"
+        now = {path: path.stat().st_mtime_ns for path in images.glob("[0-9]*.png")}
+        assert all(is_whole(path) for path in now)  # killed at whatever moment, a file is whole or not there
+        assert count <= len(now) < IMAGES and made.items() <= now.items()
+        made = now
+    # What a crash of the machine may leave, besides.
+    cut = image_path(images, 3)
+    cut.write_bytes(cut.read_bytes()[:-20])
+    (images / ".000061.1.part.png").write_bytes(b"half")
+    run(TWO, *flags)
+    assert same_images(images, whole[0] / "images")
+    del made[cut]
+    assert made == {path: path.stat().st_mtime_ns for path in made}
+    assert list(tmp_path.rglob("*.part*")) == []
+    assert (images.parent / "results.json").is_file()
+
+
+def test_folder_of_other_settings_is_refused(whole, call):
+    before = times(whole[0].parent)
+    code, printed, error = call(*evaluation(whole[0].parent, 5, "--dtype", "bfloat16"))
+    assert code == 2 and "dtype: 'float32' there, 'bfloat16' now" in error
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert times(whole[0].parent) == before
+
+
+def test_folder_of_other_weights_is_refused(whole, call, tmp_path):
+    state = load_model("mar_fashion").state_dict()
+    state["mask_token"] = state["mask_token"] + 1
+    save_file(state, tmp_path / "other.safetensors")
+    before = times(whole[0].parent)
+    code, _, error = call(*evaluation(whole[0].parent, 5, "--resume", tmp_path / "other.safetensors"))
+    assert code == 2 and re.search(r"weights: '\w{12}' there, '\w{12}' now", error)
+    assert times(whole[0].parent) == before
+
+
+def test_images_are_removed_after_measuring_unless_kept(tmp_path, call):
+    flags = [flag for flag in evaluation(tmp_path, 4, "--num_images", "10", "--num_iter", "1") if flag != "--keep_images"]
+    assert call(*flags)[0] == 0
+    assert sorted(path.name for path in results_folder(tmp_path).iterdir()) == ["results.json", "samples.png"]
+    assert call(*flags, "--keep_images")[0] == 0  # measured already, but the images are wanted now
+    assert len(contents(results_folder(tmp_path) / "images")) == 10
+
+
+BAD = {
+    "sampler": (["--diff_sampler", "euler"], "'euler'; allowed are"),
+    "upper below lower": (["--diff_upper_steps", "3", "--diff_lower_steps", "4"], "upper is 3, below lower = 4"),
+    "strategy": (["--diff_annealing_strategy", "steep"], "'steep'; allowed are"),
+    "AR steps": (["--num_iter", "65"], "num_iter is 65; there must be 1 to 64"),
+    "no checkpoint": (["--resume", "nowhere.pth"], "there is no checkpoint nowhere.pth"),
+    "other checkpoint": (["--resume", "other.safetensors"], "other.safetensors does not fit this model"),
+    "no reference": (["--metrics", "fid", "--features", "fashion-classifier", "--reference", "nowhere"], "there is no --reference nowhere"),
+    "metric": (["--metrics", "kid"], "'kid'; allowed are"),
+    "seed": (["--seed", "-1"], "seed is -1"),
+    "guidance": (["--cfg", "-1"], "scale is -1.0"),
+    "device": (["--device", "tpu"], "'tpu'; allowed are"),
+    "device number": (["--device", "cpu:x"], "'cpu:x'; allowed are"),
+    "no images": (["--num_images", "0"], "num_images is 0; it must be at least 1"),
+    "no batch": (["--eval_bsz", "0"], "batch_size is 0; it must be at least 1"),
+    "no classes": (["--class_num", "0"], "num_classes is 0; it must be at least 1"),
+    "no patch": (["--patch_size", "0"], "patch_size is 0; it must be at least 1"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_settings_end_in_one_sentence(tmp_path, call, case):
+    save_file(small_mar().state_dict(), tmp_path / "other.safetensors")
+    flags, named = BAD[case]
+    code, printed, error = call(*evaluation(tmp_path / "out", 4, *[flag.replace("other", str(tmp_path / "other")) for flag in flags]))
+    assert code == 2 and "everything is in" not in printed
+    sentence = error.splitlines()[-1]  # generation may have begun to show its progress
+    assert sentence.startswith("error: ") and named in sentence and "Traceback" not in error
+    assert list(tmp_path.rglob("*.png")) == []
+
+
+def test_model_without_weights_asks_for_a_checkpoint(tmp_path, call):
+    code, _, error = call(*evaluation(tmp_path, 4, "--model", "mar_base"))
+    assert code == 2 and error.startswith("error: no weights of mar_base come with the package") and error.count("\n") == 1
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Forty images of noise in the files of Fashion-MNIST: ten steps an epoch."""
+    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    write_idx(folder / "train-images-idx3-ubyte", rng.integers(0, 256, (40, 28, 28), np.uint8), False)
+    write_idx(folder / "train-labels-idx1-ubyte", np.arange(40, dtype=np.uint8) % 10, False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """The folder of an uninterrupted training, and what it printed."""
+    folder = tmp_path_factory.mktemp("trained")
+    return folder, run(ONE, *training(folder, data))
+
+
+def load(folder):
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(folder / "checkpoint-last.pth", weights_only=True)
+
+
+def test_training_learns_and_can_be_evaluated(trained, tmp_path, call):
+    folder, printed = trained
+    assert "40 images, 1 ranks on cpu" in printed and f"done; weights are in {folder / 'checkpoint-last.pth'}" in printed
+    content = load(folder)
+    assert (content["epoch"], content["step"], content["args"].batch_size) == (3, 40, 4)
+    code, printed, _ = call(*evaluation(tmp_path, 10, "--num_images", "10", "--num_iter", "1", "--resume", folder))
+    assert code == 0 and "10 images" in printed and len(contents(results_folder(tmp_path) / "images")) == 10
+
+
+def test_training_survives_a_kill_and_a_request_to_stop(trained, data, tmp_path):
+    flags, last = training(tmp_path, data), tmp_path / "checkpoint-last.pth"
+
+    def changed(before=None):
+        return lambda: last.is_file() and last.stat().st_mtime_ns != before
+
+    killed = start(ONE, *flags)
+    wait_until(changed(), killed)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL and load(tmp_path)["step"] in (10, 20)
+
+    step, asked = load(tmp_path)["step"], start(ONE, *flags)
+    wait_until(changed(last.stat().st_mtime_ns), asked)
+    asked.terminate()
+    assert asked.wait(60) == 130
+    stopped = load(tmp_path)["step"]
+    assert step + 10 < stopped < 40 and stopped % 10 != 0  # in the middle of an epoch
+
+    run(ONE, *flags)
+    content, expected = load(tmp_path), load(trained[0])
+    assert content["step"] == 40
+    for key in ("model", "model_ema"):
+        assert all(torch.equal(value, content[key][name]) for name, value in expected[key].items())
+    assert list(tmp_path.glob(".*.part*")) == []
+
+
+def test_training_settings_that_cannot_be_end_in_one_sentence(data, tmp_path, call):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "garbage.pth").write_bytes(b"garbage")
+    (tmp_path / "short").mkdir()
+    for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"):
+        (tmp_path / "short" / name).write_bytes((data / name).read_bytes()[:30])
+    for flags, named in (
+        (["--resume", "nowhere"], "there is no checkpoint nowhere to resume from"),
+        (["--batch_size", "64"], "40 images, fewer than one step of 64"),
+        (["--use_cached", "--cached_path", tmp_path / "empty"], "give the right --cached_path"),
+        (["--use_cached"], "--use_cached needs --cached_path"),
+        (["--resume", tmp_path / "garbage.pth"], "garbage.pth cannot be read as a checkpoint"),
+        (["--data_path", tmp_path / "short"], "train-images-idx3-ubyte is not a whole IDX file"),
+        (["--mask_ratio_min", "2"], "mask_ratio_min is 2.0; it must be in [0, 1]"),
+        (["--label_drop_prob", "7"], "label_drop_prob is 7.0; it must be in [0, 1]"),
+        (["--diffusion_batch_mul", "0"], "diffusion_batch_mul is 0; it must be at least 1"),
+        (["--seed", "-1"], "seed is -1"),
+    ):
+        code, _, error = call(*training(tmp_path / "out", data), *flags)
+        assert code == 2 and error.startswith("error: ") and named in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,125 @@
+"""Ranks: one alone, two real ones, and the choice of a device."""
+
+import json
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from disa import distributed
+from disa.distributed import resolve_device
+
+
+def test_a_process_alone_is_rank_0_of_1(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    distributed.setup(torch.device("cpu"))
+    assert not dist.is_initialized()
+    assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
+    distributed.barrier()
+    assert distributed.broadcast("own") == "own" and distributed.gather("own") == ["own"]
+    done = []
+    distributed.broadcast_errors(lambda: done.append(1))
+    assert done == [1]
+    with pytest.raises(ValueError, match="named"):
+        distributed.broadcast_errors(fail_with(ValueError("named")))
+    distributed.shutdown()
+
+
+def fail_with(error):
+    def action():
+        raise error
+
+    return action
+
+
+def two_ranks(rank, port, folder):
+    """What each of two processes does and writes down."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    distributed.setup(torch.device("cpu"))
+    distributed.setup(torch.device("cpu"))  # a second time does nothing
+    acted, errors = [], []
+    distributed.broadcast_errors(lambda: acted.append(rank))
+    for error in (ValueError("bad value"), OSError(28, "disk full"), FileNotFoundError(2, "no such file")):
+        try:
+            distributed.broadcast_errors(fail_with(error))
+        except (ValueError, OSError) as raised:
+            errors.append([type(raised).__name__, str(raised)])
+    found = {
+        "rank": distributed.rank(),
+        "world_size": distributed.world_size(),
+        "main": distributed.is_main(),
+        "backend": dist.get_backend(),
+        "broadcast": distributed.broadcast({"from": rank}),
+        "nothing": distributed.broadcast(None if rank == 0 else "lost"),
+        "gathered": distributed.gather([rank] * (rank + 1)),
+        "acted": acted,
+        "errors": errors,
+    }
+    distributed.barrier()
+    distributed.shutdown()
+    found["alone"] = [distributed.rank(), distributed.world_size()]
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+
+
+def test_two_ranks_agree(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(two_ranks, (port, tmp_path), nprocs=2)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert (first.pop("rank"), first.pop("main"), first.pop("acted")) == (0, True, [0])
+    assert (second.pop("rank"), second.pop("main"), second.pop("acted")) == (1, False, [])
+    assert (
+        first
+        == second
+        == {
+            "world_size": 2,
+            "backend": "gloo",
+            "broadcast": {"from": 0},
+            "nothing": None,
+            "gathered": [[0], [1, 1]],
+            "errors": [
+                ["ValueError", "bad value"],
+                ["OSError", "[Errno 28] disk full"],
+                ["FileNotFoundError", "[Errno 2] no such file"],
+            ],
+            "alone": [0, 1],
+        }
+    )
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with the accelerators named."""
+
+    def have(*kinds, count=1):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in kinds)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in kinds)
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+
+    return have
+
+
+def test_auto_takes_what_is_there(machine):
+    for kinds, expected in (((), "cpu"), (("mps",), "mps"), (("cuda", "mps"), "cuda:0")):
+        machine(*kinds)
+        assert resolve_device("auto") == torch.device(expected)
+
+
+def test_each_rank_of_a_machine_takes_its_own_gpu(machine, monkeypatch):
+    machine("cuda", count=2)
+    for rank, expected in (("0", "cuda:0"), ("1", "cuda:1"), ("2", "cuda:0")):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert resolve_device("cuda") == torch.device(expected)
+    assert resolve_device("cuda:0") == torch.device("cuda:0")
+
+
+@pytest.mark.parametrize(("name", "named"), [("tpu", "'tpu'; allowed are auto"), ("", "''"), ("cuda", "has none"), ("cuda:1", "'cuda:1'")])
+def test_devices_that_are_not_there_are_refused(machine, name, named):
+    machine()
+    with pytest.raises(ValueError, match=named):
+        resolve_device(name)

@@ -1,0 +1,102 @@
+"""Flags of the MAR scripts: the released names and defaults, the released command lines, the bundled model's defaults."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from disa import build_model
+from disa.checkpoints import manifest
+from disa.flags import parse
+from disa.models import MODELS
+from tests.conftest import load_json
+
+MAR_SCRIPTS = Path(__file__).parents[1] / "MAR_DiSA"
+# Where we differ: `auto` takes cuda where there is one.
+DIFFERENT = {"device": "auto"}
+# model -> (diffloss_d, diffloss_w, eval_bsz, cfg) of its released command line
+RELEASED = {"mar_base": (6, 1024, 256, 2.9), "mar_large": (8, 1280, 256, 3.0), "mar_huge": (12, 1536, 128, 3.3)}
+COMMAND = """--model {model} --diffloss_d {depth} --diffloss_w {width} --eval_bsz {batch} --num_images 50000 --num_iter 64 --cfg {cfg}
+--cfg_schedule linear --temperature 1.0 --diff_upper_steps 50 --diff_lower_steps 5 --diff_annealing_strategy linear --diff_sampler DiSA
+--output_dir X --resume X --data_path Y --evaluate"""
+
+
+def load_script(name):
+    """A script of MAR_DiSA as a module of its own."""
+    spec = importlib.util.spec_from_file_location(Path(name).stem, MAR_SCRIPTS / name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+MAIN = load_script("main_mar.py")
+SCRIPTS = {"main_mar.py": MAIN, "main_cache.py": load_script("main_cache.py")}
+
+
+def arguments(*flags):
+    return parse(MAIN.get_parser(), MAIN.BUNDLED_DEFAULTS, flags)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_released_flag_has_its_released_default(script):
+    released = load_json("flags.json")[script]
+    actions = {action.option_strings[0].removeprefix("--"): action for action in SCRIPTS[script].get_parser()._actions}
+    assert released.keys() <= actions.keys()
+    assert {name: actions[name].default for name in released} == {**released, **DIFFERENT}
+    switches = [name for name, default in released.items() if isinstance(default, bool)]
+    assert [name for name in released if actions[name].nargs == 0] == switches
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_flag_is_explained(script):
+    parser = SCRIPTS[script].get_parser()
+    assert [action.option_strings for action in parser._actions if not action.help] == []
+    assert all(flag in parser.format_help() for flag in parser._option_string_actions)
+
+
+def test_pinned_memory_can_be_switched_off():
+    assert [arguments(*flags).pin_mem for flags in ((), ("--pin_mem",), ("--no_pin_mem",))] == [True, True, False]
+
+
+@pytest.mark.parametrize("model", RELEASED)
+def test_released_command_line_builds_the_released_model(model):
+    depth, width, batch, cfg = RELEASED[model]
+    args = arguments(*COMMAND.format(model=model, depth=depth, width=width, batch=batch, cfg=cfg).split())
+    assert (args.diffloss_d, args.diffloss_w, args.eval_bsz, args.cfg) == RELEASED[model]
+    assert args.evaluate and (args.output_dir, args.resume, args.data_path) == ("X", "X", "Y")
+    with torch.device("meta"):
+        built = build_model(args.model, **{argument: getattr(args, flag) for flag, argument in MAIN.MODEL_FLAGS.items()})
+    assert {name: list(value.shape) for name, value in built.named_parameters()} == manifest(model)["parameters"]
+    assert len(built.diffloss.net.res_blocks) == depth and built.diffloss.net.input_proj.out_features == width
+    sampling = MAIN.get_sampling(args).describe()
+    assert sampling == {
+        "num_iter": 64,
+        "diff_sampler": "DiSA",
+        "diff_upper_steps": 50,
+        "diff_lower_steps": 5,
+        "diff_annealing_strategy": "linear",
+        "cfg": cfg,
+        "cfg_schedule": "linear",
+        "temperature": 1.0,
+        "seed": 1,
+    }
+
+
+@pytest.mark.parametrize("given", [["--model", "mar_fashion"], ["--model=mar_fashion"]], ids=["two words", "one word"])
+def test_bundled_model_brings_its_defaults(given):
+    args = arguments(*given)
+    assert {argument: getattr(args, flag) for flag, argument in MAIN.MODEL_FLAGS.items()}.items() <= MODELS["mar_fashion"].arguments.items()
+    assert (args.img_size, args.class_num, args.diff_sampler, args.data_path, args.num_workers) == (32, 10, "DiSA", "", 0)
+
+
+def test_explicit_flags_win_over_a_models_defaults():
+    args = arguments("--img_size", "64", "--model", "mar_fashion", "--diff_sampler", "default")
+    assert (args.img_size, args.diff_sampler, args.class_num) == (64, "default", 10)
+    assert (arguments("--model", "mar_base").img_size, arguments().model) == (256, "mar_large")
+
+
+def test_unknown_model_is_refused(capsys):
+    with pytest.raises(SystemExit) as end:
+        arguments("--model", "mar_tiny")
+    assert end.value.code == 2 and "mar_tiny" in capsys.readouterr().err
