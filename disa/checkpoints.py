@@ -24,7 +24,6 @@ from tqdm import tqdm
 
 from .files import atomic_write, write_json
 from .models import MODELS, build_model
-from .models.mar import MAR
 from .models.tokenizer import AutoencoderKL
 
 PACKAGE = Path(__file__).parent
@@ -266,12 +265,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
+# Released files of FlowAR and xAR also hold tables that our models compute: attention masks, angles of rotary embeddings.
+REBUILT = re.compile(r"(^mask|\.rope\.freqs(_cos|_sin)?)$")
+
+
 def load_into(model: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
     """Fill `model` with `state`, strictly.
 
     Raises:
         ValueError: names or shapes differ, or a value is not finite; `source` and the differences are named.
     """
+    state = {name: value for name, value in state.items() if not REBUILT.search(name)}
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
     found = differences(state, shapes)
     if found:
@@ -282,7 +286,7 @@ def load_into(model: nn.Module, state: dict[str, Tensor], source: str | Path) ->
     model.load_state_dict(state)
 
 
-def load_model(name: str, path: str | Path | None = None, weights: str = "ema", **overrides: Any) -> MAR:
+def load_model(name: str, path: str | Path | None = None, weights: str = "ema", **overrides: Any) -> Any:  # the name says which class
     """The model called `name` with the weights in `path`, in eval mode.
 
     Args:

@@ -14,6 +14,7 @@ from disa.models import build_model
 from tests.reference.weights import parity_tensor
 
 REFERENCE = Path(__file__).parent / "reference"
+NO_DROPOUT = {"attn_dropout": 0.0, "proj_dropout": 0.0, "label_drop_prob": 0.0}
 SMALL_MAR = {
     "image_size": 64,
     "width": 48,
@@ -24,9 +25,7 @@ SMALL_MAR = {
     "head_depth": 2,
     "head_width": 32,
     "diffusion_batch_mul": 2,
-    "attn_dropout": 0.0,
-    "proj_dropout": 0.0,
-    "label_drop_prob": 0.0,
+    **NO_DROPOUT,
 }
 
 
@@ -45,13 +44,28 @@ def load_json(name: str):
     return json.loads((REFERENCE / name).read_text())
 
 
-def small_mar(**overrides):
-    """The small MAR of the reference outputs, with their weights."""
-    model = build_model("mar", **{**SMALL_MAR, **overrides})
+def fill(model):
+    """`model` with the weights of the reference outputs, in eval mode."""
     model.load_state_dict(
         {name: torch.from_numpy(np.asarray(parity_tensor(name, tuple(value.shape)))) for name, value in model.state_dict().items()}
     )
     return model.eval()
+
+
+def small_mar(**overrides):
+    """The small MAR of the reference outputs, with their weights."""
+    return fill(build_model("mar", **{**SMALL_MAR, **overrides}))
+
+
+def small_flowar(**overrides):
+    """The small FlowAR of the reference outputs, with their weights."""
+    sizes = {"width": 64, "depth": 2, "num_heads": 4, "head_depth": 2, "head_width": 128}
+    return fill(build_model("flowar", **{**sizes, **NO_DROPOUT, **overrides}))
+
+
+def small_xar(**overrides):
+    """The small xAR of the reference outputs, with their weights."""
+    return fill(build_model("xar", **{"width": 64, "depth": 2, "num_heads": 4, **NO_DROPOUT, **overrides}))
 
 
 class ReplayedNoise:

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .flowar import FlowAR
 from .mar import MAR
+from .xar import XAR
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Entry:
         bundled: whether its weights come with the package; such a model works on Fashion-MNIST, through `SpaceToDepth`.
     """
 
-    build: type[MAR]
+    build: type[MAR] | type[FlowAR] | type[XAR]
     arguments: Mapping[str, Any]
     bundled: bool = False
 
@@ -47,10 +49,20 @@ MODELS: dict[str, Entry] = {
         },
         bundled=True,
     ),
+    "flowar": Entry(FlowAR, {}),
+    "flowar_small": Entry(
+        FlowAR, {"width": 768, "depth": 6, "num_heads": 12, "head_depth": 2, "head_width": 1024, "cross_attention": False}
+    ),
+    "flowar_large": Entry(FlowAR, {"width": 1024, "depth": 8, "num_heads": 16, "head_depth": 12, "head_width": 1024}),
+    "flowar_huge": Entry(FlowAR, {"width": 1536, "depth": 15, "num_heads": 16, "head_depth": 12, "head_width": 1536}),
+    "xar": Entry(XAR, {}),
+    "xar_base": Entry(XAR, {"width": 768, "depth": 8, "num_heads": 12}),
+    "xar_large": Entry(XAR, {"width": 1024, "depth": 16, "num_heads": 16}),
+    "xar_huge": Entry(XAR, {"width": 1280, "depth": 20, "num_heads": 16}),
 }
 
 
-def build_model(name: str, **overrides: Any) -> MAR:
+def build_model(name: str, **overrides: Any) -> Any:  # the name says which class
     """The model called `name`, with random weights, in training mode.
 
     Args:

@@ -18,6 +18,7 @@ from ..guidance import Guidance, combine
 from ..noise import NoiseSource
 from ..schedule import StepSchedule
 from ..trace import StepTrace
+from .checks import check_finite, check_labels, check_shares, check_sizes
 from .layers import Block, TimestepEmbedding, modulate, put_rows, take_rows
 
 # backbone(tokens [B, L, C], known [B, K], wanted [B, T]) -> conditions [B, T, W], or [2B, T, W] with guidance, conditional first
@@ -162,10 +163,7 @@ def autoregress(
         if on_step is not None:
             nominal = schedule.steps(step, num_iter) if solver.annealed else schedule.upper
             on_step(StepTrace(step, wanted.shape[1], nominal, len(visited[step]), time.perf_counter() - start))
-    if not tokens.isfinite().all():
-        raise FloatingPointError(
-            "generation ended with NaN or infinite latents; check the checkpoint with `disa checkpoints verify`, or use --dtype float32"
-        )
+    check_finite(tokens)
     return tokens
 
 
@@ -207,18 +205,10 @@ class MAR(nn.Module):
         grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        sizes = {
-            **{"image_size": image_size, "latent_stride": latent_stride, "latent_channels": latent_channels, "patch_size": patch_size},
-            **{"num_classes": num_classes, "width": width, "depth": depth, "num_heads": num_heads, "buffer_size": buffer_size},
-            **{"head_depth": head_depth, "head_width": head_width, "diffusion_batch_mul": diffusion_batch_mul},
-        }
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name} is {size}; it must be at least 1")
-        shares = {"attn_dropout": attn_dropout, "proj_dropout": proj_dropout, "label_drop_prob": label_drop_prob}
-        for name, share in {**shares, "mask_ratio_min": mask_ratio_min}.items():
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name} is {share}; it must be in [0, 1]")
+        check_sizes(image_size=image_size, latent_stride=latent_stride, latent_channels=latent_channels, patch_size=patch_size)
+        check_sizes(num_classes=num_classes, width=width, depth=depth, num_heads=num_heads, buffer_size=buffer_size)
+        check_sizes(head_depth=head_depth, head_width=head_width, diffusion_batch_mul=diffusion_batch_mul)
+        check_shares(attn_dropout=attn_dropout, proj_dropout=proj_dropout, label_drop_prob=label_drop_prob, mask_ratio_min=mask_ratio_min)
         if image_size % (latent_stride * patch_size):
             raise ValueError(
                 f"image_size is {image_size}; it must be a multiple of latent_stride · patch_size = {latent_stride * patch_size}"
@@ -412,8 +402,7 @@ class MAR(nn.Module):
             FloatingPointError: a latent came out as NaN or infinite.
         """
         guidance = guidance or Guidance()
-        if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < self.num_classes):
-            raise ValueError(f"labels are in {int(labels.min())}..{int(labels.max())}; this model knows 0..{self.num_classes - 1}")
+        check_labels(labels, self.num_classes)
         embedding = self.class_emb(labels)
         if guidance.active:
             embedding = torch.cat([embedding, self.fake_latent.expand_as(embedding)])
