@@ -21,12 +21,12 @@ from .report import Column, Point, Section, decimals, plot_quality_time, plot_st
 from .sampling import LabelSampler, Sampling
 from .schedule import StepSchedule
 
-GUIDANCE = Guidance(2.0, "linear")
+GUIDANCE = Guidance(2.5, "linear")
 # Ancestral and clipped alike, with the same image seeds: only the schedule differs.
 SETTINGS = {
     "without DiSA": Sampling(64, StepSchedule(50, 50, "constant"), guidance=GUIDANCE),
-    "DiSA": Sampling(16, StepSchedule(40, 5, "linear"), guidance=GUIDANCE),
-    "low everywhere": Sampling(16, StepSchedule(5, 5, "constant"), guidance=GUIDANCE),
+    "DiSA": Sampling(16, StepSchedule(40, 8, "linear"), guidance=GUIDANCE),
+    "low everywhere": Sampling(16, StepSchedule(8, 8, "constant"), guidance=GUIDANCE),
 }
 EXPLANATION = """Each image has 64 tokens, sampled in groups by AR steps; within each AR step a small diffusion network (the head) is \
 evaluated once a diffusion step. The way without DiSA takes many AR steps and always the full count; DiSA starts with many diffusion steps \
