@@ -28,6 +28,7 @@ from disa.files import atomic_write, write_json
 from disa.flags import HelpFormatter
 from disa.generation import image_path
 from disa.metrics import Features, Images, Statistics, extract_features, frechet_distance, measure
+from disa.models.mar import MAR
 from disa.models.tokenizer import SpaceToDepth
 from disa.report import Column, Point, decimals, image_grid, plot_quality_time, plot_step_schedules, table
 from disa.sampling import LabelSampler, Sampling
@@ -175,7 +176,7 @@ def run_all(args: argparse.Namespace, device: torch.device) -> None:
     ]
     write_results(args, results, main_rows, curve_rows, differences, floors, few)
     if few:
-        write_pictures(args, curve_rows)
+        write_pictures(args, model, curve_rows)
 
 
 def write_results(
@@ -221,7 +222,7 @@ def write_results(
     print(text)
 
 
-def write_pictures(args: argparse.Namespace, curve_rows: list[dict[str, Any]]) -> None:
+def write_pictures(args: argparse.Namespace, model: MAR, curve_rows: list[dict[str, Any]]) -> None:
     """Quality against time, the step schedules, and samples of each setting side by side."""
     args.pictures.mkdir(parents=True, exist_ok=True)
     points = {row["setting"]: Point(row["setting"], row["seconds_per_image"], row["fashion-classifier"]) for row in curve_rows}
@@ -229,9 +230,9 @@ def write_pictures(args: argparse.Namespace, curve_rows: list[dict[str, Any]]) -
         "quality_time": plot_quality_time(
             [points[name] for name in SETTINGS],
             "Fréchet distance, classifier features",
-            curve=[Point(name.split()[0], points[name].seconds, points[name].distance) for name in CURVE if name in points],
+            curve=[dataclasses.replace(points[name], name=name.split()[0]) for name in CURVE],
         ),
-        "step_schedules": plot_step_schedules({name: sampling.step_counts for name, sampling in SETTINGS.items()}),
+        "step_schedules": plot_step_schedules({name: model.evaluations(**sampling.steps) for name, sampling in SETTINGS.items()}),
     }
     for name, figure in figures.items():
         with atomic_write(args.pictures / f"mar_fashion_{name}.png") as beside:
@@ -241,7 +242,9 @@ def write_pictures(args: argparse.Namespace, curve_rows: list[dict[str, Any]]) -
     for axes, (name, sampling) in zip(figure.subplots(1, len(SETTINGS)), SETTINGS.items(), strict=True):
         paths = [image_path(args.out / sampling.name() / "images", image_id) for image_id in range(columns * rows)]
         axes.imshow(image_grid(torch.stack([torch.from_numpy(np.array(Image.open(path))) for path in paths]), columns=columns))
-        axes.set_title(f"{name}: {sampling.head_evaluations:,} evaluations, {points[name].seconds:.2f} s an image", fontsize=11)
+        axes.set_title(
+            f"{name}: {sum(model.evaluations(**sampling.steps)):,} evaluations, {points[name].seconds:.2f} s an image", fontsize=11
+        )
         axes.set_axis_off()
     with atomic_write(args.pictures / "mar_fashion_samples.png") as beside:
         figure.savefig(beside, dpi=160)

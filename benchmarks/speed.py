@@ -68,9 +68,7 @@ def time_batch(model: MAR, sampling: Sampling, batch: int, device: torch.device,
     start = time.perf_counter()
     model.generate(
         torch.arange(batch, device=device) % model.num_classes,
-        num_iter=sampling.num_iter,
-        schedule=sampling.schedule,
-        sampler=sampling.sampler,
+        **sampling.steps,
         guidance=sampling.guidance,
         temperature=sampling.temperature,
         noise=noise,
@@ -118,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows.append(
             {
                 "setting": name,
-                "evaluations": sampling.head_evaluations,
+                "evaluations": sum(plain.evaluations(**sampling.steps)),
                 "seconds": statistics.median(one["seconds"] for one in whole[name][1:]),
                 **share,
                 "overhead": statistics.median(1 - (one["backbone"] + one["head"]) / one["seconds"] for one in split[name]),

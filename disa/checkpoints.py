@@ -302,7 +302,7 @@ def load_model(name: str, path: str | Path | None = None, weights: str = "ema", 
     if path is None:
         path = BUNDLED_WEIGHTS / f"{name}.safetensors"
         if name in MODELS and not path.is_file():
-            bundled = [key for key, entry in MODELS.items() if entry.bundled]
+            bundled = sorted(file.stem for file in BUNDLED_WEIGHTS.glob("*.safetensors") if file.stem in MODELS)
             raise FileNotFoundError(
                 f"no weights of {name} come with the package (only of {', '.join(bundled)}); give a checkpoint, see `disa checkpoints list`"
             )

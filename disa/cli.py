@@ -32,6 +32,16 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         sys.exit(2)
 
 
+def download(description: str, files: Sequence[str]) -> None:
+    """A family's `util/download.py`: fetch some of `files`, or all."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
+    parser.add_argument("name", nargs="*", default=files, help=f"some of {', '.join(files)}; by default all")
+    parser.add_argument("--out", default="pretrained_models", help="folder")
+    args = parser.parse_args()
+    for name in args.name:
+        print(checkpoints.fetch(name, args.out))
+
+
 def _list(args: argparse.Namespace) -> None:
     for entry in checkpoints.CATALOGUE.values():
         size = f"{entry.megabytes} MB" if entry.megabytes else "-"

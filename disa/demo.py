@@ -77,12 +77,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows, results = [], {}
         spaces, left_out = choose_spaces("auto", "auto", "auto", bundled=True)
         model, tokenizer = load_model("mar_fashion").to(device), SpaceToDepth().to(device)
-        for name, sampling in SETTINGS.items():
+        samplers = {name: LabelSampler(model, tokenizer, sampling, device) for name, sampling in SETTINGS.items()}
+        for name, sampler in samplers.items():
             if distributed.is_main():
-                print(f"\n{name}: {sampling.num_iter} AR steps, {sampling.head_evaluations} head evaluations an image", flush=True)
+                print(f"\n{name}: {len(sampler.step_counts)} AR steps, {sampler.head_evaluations} head evaluations an image", flush=True)
             results[name] = evaluate(
-                LabelSampler(model, tokenizer, sampling, device),
-                args.out / sampling.name(),
+                sampler,
+                args.out / sampler.sampling.name(),
                 spaces=spaces,
                 settings={"model": "mar_fashion"},
                 num_images=args.num_images,
@@ -91,13 +92,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
             rows.append(table_row(name, results[name], next(iter(results.values()))))
         if distributed.is_main():
-            write(args.out, rows, args.num_images, results)
+            write(args.out, rows, args.num_images, results, samplers)
             print("\n" + "\n".join([*left_out, table(rows, COLUMNS), "", f"report: {args.out / 'report.html'}"]))
     finally:
         distributed.shutdown()
 
 
-def write(out: Path, rows: list[dict[str, Any]], num_images: int, results: dict[str, dict[str, Any]]) -> None:
+def write(
+    out: Path, rows: list[dict[str, Any]], num_images: int, results: dict[str, dict[str, Any]], samplers: dict[str, LabelSampler]
+) -> None:
     """Write the report."""
     space = next((name for name in ("fashion-classifier", "efficientnet-lite0") if rows[0].get(name) is not None), None)
     points = [Point(row["setting"], row["seconds_per_image"], row[space]) for row in rows if space and row["seconds_per_image"]]
@@ -115,14 +118,14 @@ def write(out: Path, rows: list[dict[str, Any]], num_images: int, results: dict[
             "Step schedules",
             pictures={
                 "Evaluations of the head at each AR step, all settings stretched to the same width": plot_step_schedules(
-                    {name: sampling.step_counts for name, sampling in SETTINGS.items()}
+                    {name: sampler.step_counts for name, sampler in samplers.items()}
                 )
             },
         ),
         Section(
             "Samples",
             "The same image seeds in every grid; a column is a class.",
-            pictures={name: Image.open(out / sampling.name() / "samples.png") for name, sampling in SETTINGS.items()},
+            pictures={name: Image.open(out / sampler.sampling.name() / "samples.png") for name, sampler in samplers.items()},
         ),
     ]
     write_report(out / "report.html", "Diffusion step annealing on mar_fashion", sections)

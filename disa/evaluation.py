@@ -109,7 +109,7 @@ def evaluate(
     rate = sum(rank.images / rank.seconds for rank in timings if rank.images)
     results = {
         **asked,
-        "head_evaluations": sampler.sampling.head_evaluations,
+        "head_evaluations": sampler.head_evaluations,
         "images_per_second": rate or None,
         "seconds_per_image": 1 / rate if rate else None,
         "timed_images": sum(rank.images for rank in timings),

@@ -18,8 +18,13 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         super().__init__(prog, max_help_position=34)
 
 
-def parser(description: str, *, model: str, models: Sequence[str]) -> argparse.ArgumentParser:
-    """A parser with the flags of every command that evaluates and trains on class labels."""
+def parser(description: str, *, model: str, models: Sequence[str], patches: bool = False) -> argparse.ArgumentParser:
+    """A parser with the flags of every command that evaluates and trains on class labels.
+
+    Args:
+        model, models: the default model, and all of them.
+        patches: whether a token may hold more than one latent.
+    """
     result = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
     group = result.add_argument_group("model")
     group.add_argument("--model", default=model, choices=models, metavar="NAME", help=f"one of {', '.join(models)}")
@@ -30,7 +35,9 @@ def parser(description: str, *, model: str, models: Sequence[str]) -> argparse.A
     group.add_argument("--vae_path", default="pretrained_models/vae/kl16.ckpt", help="KL-16 tokenizer; bundled models need none")
     group.add_argument("--vae_embed_dim", default=16, type=int, help="channels of a latent")
     group.add_argument("--vae_stride", default=16, type=int, help="pixels a latent")
-    group.add_argument("--patch_size", default=1, type=int, help="latents a token's side")
+    group.add_argument(
+        "--patch_size", default=1, type=int, choices=None if patches else (1,), metavar="SIDE", help="latents a token's side"
+    )
     group.add_argument("--class_num", default=1000, type=int, help="number of classes")
     group.add_argument("--attn_dropout", default=0.1, type=float, help="dropout of attention weights in training")
     group.add_argument("--proj_dropout", default=0.1, type=float, help="dropout of projections in training")

@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .diffusion import step_timesteps
 from .generation import image_seed
 from .guidance import Guidance
-from .models.mar import MAR
 from .models.tokenizer import Tokenizer
 from .noise import ImageNoise
 from .schedule import StepSchedule
@@ -20,9 +18,12 @@ from .schedule import StepSchedule
 
 @dataclass(frozen=True)
 class Sampling:
-    """The settings of a generation; `MAR.generate` says what each means, `seed` is combined with an image's id."""
+    """The settings of a generation; the models' `generate` says what each means, `seed` is combined with an image's id.
 
-    num_iter: int
+    `num_iter` is None for models whose scales or cells are their AR steps.
+    """
+
+    num_iter: int | None
     schedule: StepSchedule
     sampler: str = "DiSA"
     guidance: Guidance = Guidance()
@@ -30,25 +31,22 @@ class Sampling:
     seed: int = 1
 
     @property
-    def step_counts(self) -> list[int]:
-        """Evaluations of the head at each AR step."""
-        return [len(timesteps) for timesteps in step_timesteps(self.sampler, self.schedule, self.num_iter)]
-
-    @property
-    def head_evaluations(self) -> int:
-        """Evaluations of the head for one image."""
-        return sum(self.step_counts)
+    def steps(self) -> dict[str, Any]:
+        """What the number of evaluations depends on, as arguments of a model's `evaluations` and `generate`."""
+        return {"schedule": self.schedule, "sampler": self.sampler, **({"num_iter": self.num_iter} if self.num_iter else {})}
 
     def describe(self) -> dict[str, Any]:
         """The settings under the names of the commands' flags."""
+        kind = "diff" if self.num_iter else "flow"
         return {
-            "num_iter": self.num_iter,
-            "diff_sampler": self.sampler,
-            "diff_upper_steps": self.schedule.upper,
-            "diff_lower_steps": self.schedule.lower,
-            "diff_annealing_strategy": str(self.schedule.strategy),
+            **({"num_iter": self.num_iter} if self.num_iter else {}),
+            f"{kind}_sampler": self.sampler,
+            f"{kind}_upper_steps": self.schedule.upper,
+            f"{kind}_lower_steps": self.schedule.lower,
+            f"{kind}_annealing_strategy": str(self.schedule.strategy),
             "cfg": self.guidance.scale,
             "cfg_schedule": self.guidance.schedule,
+            **({} if self.num_iter else {"guidance": self.guidance.max_time}),
             "temperature": self.temperature,
             "seed": self.seed,
         }
@@ -58,19 +56,32 @@ class Sampling:
         schedule = self.schedule
         steps = f"{schedule.upper}" if self.sampler == "default" else f"{schedule.strategy}-{schedule.upper}to{schedule.lower}"
         guidance = f"cfg{self.guidance.scale:g}{self.guidance.schedule}"
-        return f"ar{self.num_iter}-{self.sampler}-{steps}-{guidance}-temperature{self.temperature:g}-seed{self.seed}"
+        if self.guidance.max_time != 1:
+            guidance += f"-guidance{self.guidance.max_time:g}"
+        ar_steps = f"ar{self.num_iter}-" if self.num_iter else ""
+        return f"{ar_steps}{self.sampler}-{steps}-{guidance}-temperature{self.temperature:g}-seed{self.seed}"
 
 
 class LabelSampler:
     """Image ids -> images, for `generation.generate_images`.
 
     Args:
-        model: in eval mode, on `device`.
+        model: of a class-conditional family, in eval mode, on `device`.
         tokenizer: that decodes its latents, on `device` and of the model's dtype.
     """
 
-    def __init__(self, model: MAR, tokenizer: Tokenizer, sampling: Sampling, device: torch.device) -> None:
+    def __init__(self, model: Any, tokenizer: Tokenizer, sampling: Sampling, device: torch.device) -> None:
         self.model, self.tokenizer, self.sampling, self.device = model, tokenizer, sampling, device
+
+    @property
+    def step_counts(self) -> list[int]:
+        """Evaluations of the head at each AR step."""
+        return self.model.evaluations(**self.sampling.steps)
+
+    @property
+    def head_evaluations(self) -> int:
+        """Evaluations of the head for one image."""
+        return sum(self.step_counts)
 
     def labels(self, ids: Iterable[int]) -> Tensor:
         """Ids run through the classes, so that any first N of them hold each class equally often, give or take one."""
@@ -81,9 +92,7 @@ class LabelSampler:
         """Images [B, C, H, W] in [-1, 1]."""
         latents = self.model.generate(
             self.labels(ids).to(self.device),
-            num_iter=self.sampling.num_iter,
-            schedule=self.sampling.schedule,
-            sampler=self.sampling.sampler,
+            **self.sampling.steps,
             guidance=self.sampling.guidance,
             temperature=self.sampling.temperature,
             noise=ImageNoise([image_seed(self.sampling.seed, image_id) for image_id in ids], self.device),

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from disa import StepSchedule, demo
+from disa import StepSchedule, build_model, demo
 from disa.sampling import Sampling
 
 SMALL = {
@@ -21,8 +21,9 @@ def test_settings_differ_in_their_schedules_alone():
     assert {(sampling.seed, sampling.temperature, sampling.guidance) for sampling in demo.SETTINGS.values()} == {
         (full.seed, full.temperature, full.guidance)
     }
-    assert annealed.head_evaluations <= full.head_evaluations / 8
-    assert low.num_iter == annealed.num_iter and set(low.step_counts) == {annealed.schedule.lower}
+    model = build_model("mar_fashion")
+    assert sum(model.evaluations(**annealed.steps)) <= sum(model.evaluations(**full.steps)) / 8
+    assert low.num_iter == annealed.num_iter and set(model.evaluations(**low.steps)) == {annealed.schedule.lower}
 
 
 def test_demo_prints_one_table_and_writes_one_page(tmp_path, monkeypatch, capsys):
@@ -32,7 +33,9 @@ def test_demo_prints_one_table_and_writes_one_page(tmp_path, monkeypatch, capsys
     printed = capsys.readouterr().out
     rows = [line.split("|")[1:-1] for line in printed.splitlines() if line.startswith("|")]
     assert [row[0].strip() for row in rows[2:]] == list(SMALL)
-    assert [int(row[2]) for row in rows[2:]] == [sampling.head_evaluations for sampling in SMALL.values()]
+    assert [int(row[2]) for row in rows[2:]] == [
+        sum(build_model("mar_fashion").evaluations(**sampling.steps)) for sampling in SMALL.values()
+    ]
     page = (tmp_path / "report.html").read_text()
     assert len(re.findall(r'<img src="data:image/png;base64,', page)) == 5  # two plots, three grids
     assert not re.findall(r'(?:src|href)="(?!data:)', page)

@@ -65,7 +65,7 @@ def test_record_holds_what_was_asked(measured):
     expected = {"model": "tiny", "num_iter": 2, "diff_sampler": "DiSA", "diff_upper_steps": 2, "diff_lower_steps": 1, "seed": 7}
     assert expected.items() <= results["settings"].items() and sampler.sampling.describe().items() <= results["settings"].items()
     assert results["settings"]["weights"] == fingerprint(sampler.model)
-    assert results["num_images"] == 10 and results["head_evaluations"] == sampler.sampling.head_evaluations == 2 + 1
+    assert results["num_images"] == 10 and results["head_evaluations"] == sampler.head_evaluations == 2 + 1
     assert [space["reference"] for space in results["measures"]] == ["real.npz", "real"]
 
 

@@ -1,6 +1,7 @@
-"""Flags of the MAR scripts: the released names and defaults, the released command lines, the bundled model's defaults."""
+"""Flags of the scripts: the released names and defaults, the released command lines, the bundled models' defaults."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,8 @@ from disa.flags import parse
 from disa.models import MODELS
 from tests.conftest import load_json
 
-MAR_SCRIPTS = Path(__file__).parents[1] / "MAR_DiSA"
-# Where we differ: `auto` takes cuda where there is one.
-DIFFERENT = {"device": "auto"}
+ROOT = Path(__file__).parents[1]
+MAR_SCRIPTS = ROOT / "MAR_DiSA"
 # model -> (diffloss_d, diffloss_w, eval_bsz, cfg) of its released command line
 RELEASED = {"mar_base": (6, 1024, 256, 2.9), "mar_large": (8, 1280, 256, 3.0), "mar_huge": (12, 1536, 128, 3.3)}
 COMMAND = """--model {model} --diffloss_d {depth} --diffloss_w {width} --eval_bsz {batch} --num_images 50000 --num_iter 64 --cfg {cfg}
@@ -22,20 +22,30 @@ COMMAND = """--model {model} --diffloss_d {depth} --diffloss_w {width} --eval_bs
 --output_dir X --resume X --data_path Y --evaluate"""
 
 
+def different(script):
+    """Where we differ: `auto` takes cuda where there is one, and eval.py need not be told what it is for."""
+    return {"device": "auto", **({"evaluate": True} if script.endswith("eval.py") else {})}
+
+
 def load_script(name):
-    """A script of MAR_DiSA as a module of its own."""
-    spec = importlib.util.spec_from_file_location(Path(name).stem, MAR_SCRIPTS / name)
+    """A script as a module of its own."""
+    path = ROOT / name
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(path.parent))  # as for a script that is run
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
     return module
 
 
-MAIN = load_script("main_mar.py")
-SCRIPTS = {"main_mar.py": MAIN, "main_cache.py": load_script("main_cache.py")}
+SCRIPTS = {name: load_script(name) for name in load_json("flags.json")}
+MAIN = SCRIPTS["MAR_DiSA/main_mar.py"]
 
 
 def arguments(*flags):
-    return parse(MAIN.get_parser(), MAIN.BUNDLED_DEFAULTS, flags)
+    return parse(MAIN.get_parser(), MAIN.FAMILY.defaults(), flags)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -43,7 +53,7 @@ def test_every_released_flag_has_its_released_default(script):
     released = load_json("flags.json")[script]
     actions = {action.option_strings[0].removeprefix("--"): action for action in SCRIPTS[script].get_parser()._actions}
     assert released.keys() <= actions.keys()
-    assert {name: actions[name].default for name in released} == {**released, **DIFFERENT}
+    assert {name: actions[name].default for name in released} == {**released, **different(script)}
     switches = [name for name, default in released.items() if isinstance(default, bool)]
     assert [name for name in released if actions[name].nargs == 0] == switches
 
@@ -66,7 +76,7 @@ def test_released_command_line_builds_the_released_model(model):
     assert (args.diffloss_d, args.diffloss_w, args.eval_bsz, args.cfg) == RELEASED[model]
     assert args.evaluate and (args.output_dir, args.resume, args.data_path) == ("X", "X", "Y")
     with torch.device("meta"):
-        built = build_model(args.model, **{argument: getattr(args, flag) for flag, argument in MAIN.MODEL_FLAGS.items()})
+        built = build_model(args.model, **{argument: getattr(args, flag) for flag, argument in MAIN.FAMILY.model_flags.items()})
     assert {name: list(value.shape) for name, value in built.named_parameters()} == manifest(model)["parameters"]
     assert len(built.diffloss.net.res_blocks) == depth and built.diffloss.net.input_proj.out_features == width
     sampling = MAIN.get_sampling(args).describe()
@@ -86,7 +96,9 @@ def test_released_command_line_builds_the_released_model(model):
 @pytest.mark.parametrize("given", [["--model", "mar_fashion"], ["--model=mar_fashion"]], ids=["two words", "one word"])
 def test_bundled_model_brings_its_defaults(given):
     args = arguments(*given)
-    assert {argument: getattr(args, flag) for flag, argument in MAIN.MODEL_FLAGS.items()}.items() <= MODELS["mar_fashion"].arguments.items()
+    assert {argument: getattr(args, flag) for flag, argument in MAIN.FAMILY.model_flags.items()}.items() <= MODELS[
+        "mar_fashion"
+    ].arguments.items()
     assert (args.img_size, args.class_num, args.diff_sampler, args.data_path, args.num_workers) == (32, 10, "DiSA", "", 0)
 
 

@@ -19,7 +19,7 @@ class Entry:
     Attributes:
         build: the model's class.
         arguments: its arguments that differ from the class's defaults.
-        bundled: whether its weights come with the package; such a model works on Fashion-MNIST, through `SpaceToDepth`.
+        bundled: a small model of Fashion-MNIST, whose latents are `SpaceToDepth`'s, to come with the package.
     """
 
     build: type[MAR] | type[FlowAR] | type[XAR]
@@ -35,17 +35,8 @@ MODELS: dict[str, Entry] = {
     "mar_fashion": Entry(
         MAR,
         {
-            "image_size": 32,
-            "latent_stride": 4,
-            "latent_channels": 16,
-            "patch_size": 1,
-            "num_classes": 10,
-            "width": 144,
-            "depth": 3,
-            "num_heads": 4,
-            "buffer_size": 4,
-            "head_depth": 3,
-            "head_width": 144,
+            **{"image_size": 32, "latent_stride": 4, "latent_channels": 16, "patch_size": 1, "num_classes": 10, "buffer_size": 4},
+            **{"width": 144, "depth": 3, "num_heads": 4, "head_depth": 3, "head_width": 144},
         },
         bundled=True,
     ),
@@ -55,10 +46,26 @@ MODELS: dict[str, Entry] = {
     ),
     "flowar_large": Entry(FlowAR, {"width": 1024, "depth": 8, "num_heads": 16, "head_depth": 12, "head_width": 1024}),
     "flowar_huge": Entry(FlowAR, {"width": 1536, "depth": 15, "num_heads": 16, "head_depth": 12, "head_width": 1536}),
+    "flowar_fashion": Entry(
+        FlowAR,
+        {
+            **{"image_size": 32, "latent_stride": 4, "latent_channels": 16, "scales": (1, 2, 4, 8), "num_classes": 10},
+            **{"width": 128, "depth": 3, "num_heads": 4, "head_depth": 3, "head_width": 128, "cross_attention": False},
+        },
+        bundled=True,
+    ),
     "xar": Entry(XAR, {}),
     "xar_base": Entry(XAR, {"width": 768, "depth": 8, "num_heads": 12}),
     "xar_large": Entry(XAR, {"width": 1024, "depth": 16, "num_heads": 16}),
     "xar_huge": Entry(XAR, {"width": 1280, "depth": 20, "num_heads": 16}),
+    "xar_fashion": Entry(
+        XAR,
+        {
+            **{"image_size": 32, "latent_stride": 4, "latent_channels": 16, "cells_per_side": 2, "num_classes": 10},
+            **{"width": 128, "depth": 4, "num_heads": 4},
+        },
+        bundled=True,
+    ),
 }
 
 

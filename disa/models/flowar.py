@@ -303,6 +303,11 @@ class FlowAR(nn.Module):
             loss = loss + velocity_loss(velocity.float(), x0, eps) * (side / self.grid) ** 2
         return loss
 
+    def evaluations(self, schedule: StepSchedule, sampler: str) -> list[int]:
+        """Evaluations of the velocity at each AR step that `generate` would make with these settings."""
+        steps = (len(flow_times(schedule.steps(step, len(self.scales)))) - 1 for step in range(len(self.scales)))
+        return [get_flow_sampler(sampler).evaluations(count) for count in steps]
+
     @torch.no_grad()
     def generate(
         self,

@@ -369,6 +369,10 @@ class MAR(nn.Module):
         nn.init.trunc_normal_(ratio, mean=1.0, std=0.25, a=self.mask_ratio_min, b=1.0)
         return math.ceil(self.length * ratio.item())
 
+    def evaluations(self, schedule: StepSchedule, sampler: str, num_iter: int) -> list[int]:
+        """Evaluations of the head at each AR step that `generate` would make with these settings."""
+        return [len(timesteps) for timesteps in step_timesteps(sampler, schedule, num_iter)]
+
     @torch.no_grad()
     def generate(
         self,

@@ -178,6 +178,11 @@ class XAR(nn.Module):
         velocity = self.transform(noisy.flatten(1, 2), slice(None), condition, self._rotation(device), mask)
         return velocity_loss(velocity.float(), x0.flatten(1, 2), eps.flatten(1, 2))
 
+    def evaluations(self, schedule: StepSchedule, sampler: str) -> list[int]:
+        """Evaluations of the velocity at each AR step that `generate` would make with these settings."""
+        steps = (len(flow_times(schedule.steps(step, self.cells))) - 1 for step in range(self.cells))
+        return [get_flow_sampler(sampler).evaluations(count) for count in steps]
+
     @torch.no_grad()
     def generate(
         self,

@@ -183,7 +183,9 @@ def train(
         while step < total:
             epoch, first = divmod(step, steps_per_epoch)
             batches = _epoch_batches(len(dataset), settings, epoch, first)
-            loader = DataLoader(dataset, batch_sampler=batches, num_workers=settings.num_workers, pin_memory=settings.pin_memory)
+            loader = DataLoader(
+                dataset, batch_sampler=batches, num_workers=settings.num_workers, pin_memory=settings.pin_memory and device.type == "cuda"
+            )
             for inputs, labels in loader:
                 torch.manual_seed((settings.seed * 1_000_003 + step) * world + distributed.rank())
                 for group in optimizer.param_groups:

@@ -20,7 +20,7 @@ def script(tmp_path_factory):
     torch.manual_seed(0)
     file = tmp_path_factory.mktemp("kl16") / "kl16.ckpt"
     torch.save({"state_dict": AutoencoderKL().state_dict()}, file)
-    module = load_script("main_cache.py")
+    module = load_script("MAR_DiSA/main_cache.py")
     module.load_tokenizer = functools.cache(module.load_tokenizer)
     yield module, file
     file.unlink()  # it is large

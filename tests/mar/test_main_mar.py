@@ -18,7 +18,7 @@ import torch.distributed as dist
 from PIL import Image
 from safetensors.torch import save_file
 
-from disa import cli, load_model
+from disa import StepSchedule, build_model, cli, load_model
 from disa.generation import image_path, is_whole
 from disa.metrics import extract_features, label_accuracy
 from disa.sampling import LabelSampler
@@ -33,7 +33,7 @@ TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_p
 # with other roundings: see test_odd_batches_differ_by_rounding_alone.
 SAMPLING = ["--num_iter", "5", "--cfg", "2", "--diff_upper_steps", "40", "--diff_lower_steps", "20"]
 IMAGES = 62
-EVALUATIONS = MAIN.get_sampling(MAIN.parse(MAIN.get_parser(), MAIN.BUNDLED_DEFAULTS, [*ONE[2:], *SAMPLING])).head_evaluations
+EVALUATIONS = sum(build_model("mar_fashion").evaluations(StepSchedule(40, 20), "DiSA", num_iter=5))
 
 
 def evaluation(folder, batch_size, *more):

@@ -1,0 +1,6 @@
+"""Fetch FlowAR's published weights, the KL-16 tokenizer and ImageNet's statistics to where the commands look for them."""
+
+from disa.cli import download, run
+
+if __name__ == "__main__":
+    run(lambda: download(__doc__, ("kl16", "flowar_small", "flowar_large", "flowar_huge", "adm_in256_stats")))
