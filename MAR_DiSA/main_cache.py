@@ -58,10 +58,8 @@ def main() -> None:
         raise ValueError("--cached_path is empty; say where the latents should go")
     device = resolve_device(args.device)
     distributed.setup(device)
-    try:
-        cache(args, device)
-    finally:
-        distributed.shutdown()
+    cache(args, device)
+    distributed.shutdown()
 
 
 @torch.no_grad()
@@ -78,6 +76,9 @@ def cache(args: argparse.Namespace, device: torch.device) -> None:
         if target in sources:
             raise ValueError(f"{sources[target]} and {source} would both be cached as {target}; rename one")
         sources[target] = source
+    if distributed.is_main():
+        for leftover in Path(args.cached_path).rglob(".*.part.npz"):  # of a run that was killed while writing
+            leftover.unlink(missing_ok=True)
     todo = distributed.broadcast([pair for pair in files if not Path(pair[1]).is_file()])
     mine = Uncached(todo[distributed.rank() :: distributed.world_size()], args.img_size)
     loader = DataLoader(mine, batch_size=args.batch_size, num_workers=args.num_workers, pin_memory=args.pin_mem and device.type == "cuda")

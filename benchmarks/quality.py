@@ -120,10 +120,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     device = resolve_device(args.device)
     distributed.setup(device)
-    try:
-        run_all(args, device)
-    finally:
-        distributed.shutdown()
+    run_all(args, device)
+    distributed.shutdown()
 
 
 def run_all(args: argparse.Namespace, device: torch.device) -> None:
@@ -225,12 +223,14 @@ def write_results(
 def write_pictures(args: argparse.Namespace, model: MAR, curve_rows: list[dict[str, Any]]) -> None:
     """Quality against time, the step schedules, and samples of each setting side by side."""
     args.pictures.mkdir(parents=True, exist_ok=True)
-    points = {row["setting"]: Point(row["setting"], row["seconds_per_image"], row["fashion-classifier"]) for row in curve_rows}
+    # A setting that an interrupted run had all but finished has no time.
+    timed = [row for row in curve_rows if row["seconds_per_image"]]
+    points = {row["setting"]: Point(row["setting"], row["seconds_per_image"], row["fashion-classifier"]) for row in timed}
     figures = {
         "quality_time": plot_quality_time(
-            [points[name] for name in SETTINGS],
+            [points[name] for name in SETTINGS if name in points],
             "Fréchet distance, classifier features",
-            curve=[dataclasses.replace(points[name], name=name.split()[0]) for name in CURVE],
+            curve=[dataclasses.replace(points[name], name=name.split()[0]) for name in CURVE if name in points],
         ),
         "step_schedules": plot_step_schedules({name: model.evaluations(**sampling.steps) for name, sampling in SETTINGS.items()}),
     }
@@ -242,9 +242,7 @@ def write_pictures(args: argparse.Namespace, model: MAR, curve_rows: list[dict[s
     for axes, (name, sampling) in zip(figure.subplots(1, len(SETTINGS)), SETTINGS.items(), strict=True):
         paths = [image_path(args.out / sampling.name() / "images", image_id) for image_id in range(columns * rows)]
         axes.imshow(image_grid(torch.stack([torch.from_numpy(np.array(Image.open(path))) for path in paths]), columns=columns))
-        axes.set_title(
-            f"{name}: {sum(model.evaluations(**sampling.steps)):,} evaluations, {points[name].seconds:.2f} s an image", fontsize=11
-        )
+        axes.set_title(f"{name}: {sum(model.evaluations(**sampling.steps)):,} head evaluations an image", fontsize=11)
         axes.set_axis_off()
     with atomic_write(args.pictures / "mar_fashion_samples.png") as beside:
         figure.savefig(beside, dpi=160)

@@ -226,11 +226,15 @@ def export(path: str | Path, out: str | Path, weights: str = "ema", dtype: torch
     Raises:
         FileNotFoundError, ValueError: as `open_checkpoint`.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     state = {name: value.to(dtype).contiguous() for name, value in open_checkpoint(path, weights).items()}
     with atomic_write(out) as beside:
-        save_file(state, beside)
+        try:
+            save_file(state, beside)
+        except SafetensorError as error:
+            raise OSError(f"{out} cannot be written ({error})") from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -253,6 +257,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         # Only torch's newer format, a zip archive, can be mapped; that saves reading the optimizer of a training checkpoint.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (MemoryError, PermissionError):
+        raise
     except Exception as error:  # a damaged archive or pickle can fail in any way
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         if code:

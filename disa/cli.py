@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+import torch
+
 from . import checkpoints
 from .distributed import resolve_device
 from .files import image_files
@@ -16,7 +18,7 @@ from .flags import DTYPES, HelpFormatter
 def run(main: Callable[[], int | None]) -> NoReturn:
     """End the process with what `main` returns.
 
-    What a user can mend (a wrong setting, a missing or broken file, a full disk, a NaN) ends in one sentence on stderr
+    What a user can mend (a wrong setting, a missing or broken file, a full disk or memory, a NaN) ends in one sentence on stderr
     and exit code 2; an interruption in exit code 130. Anything else is a defect, and keeps its traceback.
     """
     try:
@@ -24,6 +26,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt as stop:
         print(f"\n{str(stop) or 'interrupted'}", file=sys.stderr)
         sys.exit(130)
+    except torch.OutOfMemoryError as error:
+        print(f"error: the GPU's memory is full; take a smaller batch ({str(error).splitlines()[0]})", file=sys.stderr)
+        sys.exit(2)
     except (ValueError, OSError, FloatingPointError) as error:
         message = str(error)
         if "Original Traceback" in message:  # raised in a process that loads data: its last line is "Type: message"

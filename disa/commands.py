@@ -58,10 +58,8 @@ def run_family(parser: argparse.ArgumentParser, family: Family, argv: Sequence[s
     args = parse(parser, family.defaults(), argv)
     device = resolve_device(args.device)
     distributed.setup(device)
-    try:
-        (run_evaluation if args.evaluate else run_training)(args, family, device)
-    finally:
-        distributed.shutdown()
+    (run_evaluation if args.evaluate else run_training)(args, family, device)
+    distributed.shutdown()
 
 
 def say(text: str) -> None:
@@ -71,20 +69,24 @@ def say(text: str) -> None:
 
 
 def evaluation(
-    args: argparse.Namespace, family: Family, sampler: LabelSampler, spaces: Sequence[Space], folder: Path, step: int = 0
+    args: argparse.Namespace, family: Family, sampler: LabelSampler, spaces: Sequence[Space], folder: Path, dtype: str, log: Path | None
 ) -> dict[str, Any]:
-    """Generate and measure what `sampler` makes."""
+    """Generate and measure what `sampler` makes, in `dtype`."""
     return evaluate(
         sampler,
         folder,
         spaces=spaces,
-        settings={name: getattr(args, name) for name in ("model", *family.model_flags, "dtype")},
+        settings={**{name: getattr(args, name) for name in ("model", *family.model_flags)}, "dtype": dtype},
         num_images=args.num_images,
         batch_size=args.eval_bsz,
         keep_images=args.keep_images,
-        log=Path(args.log_dir) / folder.name,
-        step=step,
+        log=log,
     )
+
+
+def get_spaces(args: argparse.Namespace) -> tuple[list[Space], list[str]]:
+    """What to measure, and what was left out; chosen on one rank, for what is possible may need a download."""
+    return distributed.on_main(lambda: choose_spaces(args.metrics, args.features, args.reference, bundled=MODELS[args.model].bundled))
 
 
 def get_tokenizer(args: argparse.Namespace, device: torch.device) -> Tokenizer:
@@ -94,7 +96,26 @@ def get_tokenizer(args: argparse.Namespace, device: torch.device) -> Tokenizer:
 
 
 def get_data(args: argparse.Namespace, device: torch.device) -> TrainingData:
-    """What the flags say to train on."""
+    """What the flags say to train on.
+
+    Raises:
+        ValueError: it does not fit the flags.
+        FileNotFoundError: it is not there.
+    """
+    data = _open_data(args, device)
+    classes = len(getattr(data.dataset, "classes", ()))
+    if classes > args.class_num:
+        raise ValueError(f"the data has {classes} class folders; the model has --class_num {args.class_num}")
+    if args.use_cached:
+        side, found = args.img_size // args.vae_stride, data.dataset[0][0].shape
+        if found[1:] != (2 * args.vae_embed_dim, side, side):
+            raise ValueError(
+                f"the cached latents' moments are {list(found[1:])}; {[2 * args.vae_embed_dim, side, side]} are needed, cache again"
+            )
+    return data
+
+
+def _open_data(args: argparse.Namespace, device: torch.device) -> TrainingData:
     if args.use_cached and not args.cached_path:
         raise ValueError("--use_cached needs --cached_path, the folder that main_cache.py filled")
     if args.use_cached:
@@ -111,7 +132,7 @@ def note_uneven_classes(args: argparse.Namespace) -> None:
 
 def run_evaluation(args: argparse.Namespace, family: Family, device: torch.device) -> None:
     """Images of a checkpoint, and their scores."""
-    spaces, left_out = choose_spaces(args.metrics, args.features, args.reference, bundled=MODELS[args.model].bundled)
+    spaces, left_out = get_spaces(args)
     for sentence in left_out:
         say(f"note: {sentence}")
     architecture = {argument: getattr(args, flag) for flag, argument in family.model_flags.items()}
@@ -120,7 +141,7 @@ def run_evaluation(args: argparse.Namespace, family: Family, device: torch.devic
     sampler = LabelSampler(model, tokenizer, family.sampling(args), device)
     note_uneven_classes(args)
     folder = Path(args.output_dir) / sampler.sampling.name()
-    say(summary(evaluation(args, family, sampler, spaces, folder)))
+    say(summary(evaluation(args, family, sampler, spaces, folder, args.dtype, Path(args.log_dir) / folder.name)))
     say(f"everything is in {folder}: results.json, samples.png{', images' if args.keep_images else ''}")
 
 
@@ -141,7 +162,7 @@ def summary(results: dict[str, Any]) -> str:
 
 def run_training(args: argparse.Namespace, family: Family, device: torch.device) -> None:
     """Train, from scratch or from where an earlier run stopped."""
-    spaces = choose_spaces(args.metrics, args.features, args.reference, bundled=MODELS[args.model].bundled)[0] if args.online_eval else []
+    spaces = get_spaces(args)[0] if args.online_eval else []
     torch.manual_seed(args.seed)
     flags = {**family.model_flags, **family.training_flags}
     model = build_model(args.model, **{argument: getattr(args, flag) for flag, argument in flags.items()})
@@ -151,7 +172,8 @@ def run_training(args: argparse.Namespace, family: Family, device: torch.device)
     def online(averaged: nn.Module, epoch: int) -> dict[str, float]:
         assert tokenizer is not None
         sampler = LabelSampler(averaged, tokenizer, family.sampling(args), device)
-        results = evaluation(args, family, sampler, spaces, Path(args.output_dir) / "online" / f"epoch{epoch:04d}", epoch)
+        # The weights are float32 whatever the forward passes of training are; the training's own log gets the scores.
+        results = evaluation(args, family, sampler, spaces, Path(args.output_dir) / "online" / f"epoch{epoch:04d}", "float32", None)
         return {
             f"{scores['extractor']}/{name}": value
             for scores in results["metrics"]

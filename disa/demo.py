@@ -73,29 +73,27 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     device = resolve_device(args.device)
     distributed.setup(device)
-    try:
-        rows, results = [], {}
-        spaces, left_out = choose_spaces("auto", "auto", "auto", bundled=True)
-        model, tokenizer = load_model("mar_fashion").to(device), SpaceToDepth().to(device)
-        samplers = {name: LabelSampler(model, tokenizer, sampling, device) for name, sampling in SETTINGS.items()}
-        for name, sampler in samplers.items():
-            if distributed.is_main():
-                print(f"\n{name}: {len(sampler.step_counts)} AR steps, {sampler.head_evaluations} head evaluations an image", flush=True)
-            results[name] = evaluate(
-                sampler,
-                args.out / sampler.sampling.name(),
-                spaces=spaces,
-                settings={"model": "mar_fashion"},
-                num_images=args.num_images,
-                batch_size=args.batch_size,
-                keep_images=False,
-            )
-            rows.append(table_row(name, results[name], next(iter(results.values()))))
+    rows, results = [], {}
+    spaces, left_out = choose_spaces("auto", "auto", "auto", bundled=True)
+    model, tokenizer = load_model("mar_fashion").to(device), SpaceToDepth().to(device)
+    samplers = {name: LabelSampler(model, tokenizer, sampling, device) for name, sampling in SETTINGS.items()}
+    for name, sampler in samplers.items():
         if distributed.is_main():
-            write(args.out, rows, args.num_images, results, samplers)
-            print("\n" + "\n".join([*left_out, table(rows, COLUMNS), "", f"report: {args.out / 'report.html'}"]))
-    finally:
-        distributed.shutdown()
+            print(f"\n{name}: {len(sampler.step_counts)} AR steps, {sampler.head_evaluations} head evaluations an image", flush=True)
+        results[name] = evaluate(
+            sampler,
+            args.out / sampler.sampling.name(),
+            spaces=spaces,
+            settings={"model": "mar_fashion"},
+            num_images=args.num_images,
+            batch_size=args.batch_size,
+            keep_images=False,
+        )
+        rows.append(table_row(name, results[name], next(iter(results.values()))))
+    if distributed.is_main():
+        write(args.out, rows, args.num_images, results, samplers)
+        print("\n" + "\n".join([*left_out, table(rows, COLUMNS), "", f"report: {args.out / 'report.html'}"]))
+    distributed.shutdown()
 
 
 def write(

@@ -30,6 +30,8 @@ def resolve_device(name: str) -> torch.device:
         raise ValueError(f"device is {name!r}; allowed are auto, cuda, cpu and mps")
     if not available[kind]:
         raise ValueError(f"device is {name!r}, but this machine has none; use --device auto or --device cpu")
+    if kind == "cuda" and ":" in name and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1:
+        raise ValueError(f"device is {name!r}, which would put every rank on one GPU; use --device cuda, and each takes its own")
     if name == "cuda":
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     try:
@@ -45,11 +47,13 @@ def setup(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # Ranks wait for each other at the end of a generation, where the slowest may be long behind.
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=2))
+    # nccl refuses two ranks on one GPU.
+    crowded = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count()
+    dist.init_process_group("nccl" if device.type == "cuda" and not crowded else "gloo", timeout=datetime.timedelta(hours=2))
 
 
 def shutdown() -> None:
-    """Leave the process group, if there is one."""
+    """Leave the process group, if there is one. Not after an error: ranks that still wait for this one must see it die."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -84,17 +88,19 @@ def broadcast(value: T) -> T:
     return box[0]
 
 
-def broadcast_errors(action: Callable[[], None]) -> None:
-    """Do `action` on rank 0 alone; the ValueError or OSError it raises is raised on every rank, so that none waits for the others."""
+def on_main(action: Callable[[], T]) -> T:
+    """What `action` returns on rank 0, which alone does it; a ValueError or OSError is raised on every rank, so that none waits."""
+    result: T | None = None
     error: Exception | None = None
     if is_main():
         try:
-            action()
+            result = action()
         except (ValueError, OSError) as caught:
             error = caught
-    error = broadcast(error)
+    result, error = broadcast((result, error))
     if error is not None:
         raise error
+    return result  # type: ignore[return-value]
 
 
 def gather(value: T) -> list[T]:

@@ -65,7 +65,6 @@ def evaluate(
     batch_size: int,
     keep_images: bool,
     log: Path | None = None,
-    step: int = 0,
 ) -> dict[str, Any]:
     """Generate what is missing, measure it, and write `results.json`, `samples.png` and TensorBoard scalars; every rank calls this.
 
@@ -122,7 +121,7 @@ def evaluate(
     if distributed.is_main():
         save_grid(paths[:GRID_IMAGES], folder / "samples.png")
         if log is not None:
-            _log_scores(log, results, step)
+            _log_scores(log, results)
         write_json(record, results)
         if not keep_images:
             # Settings go last: while an image is left, the folder still says how it was made.
@@ -155,16 +154,16 @@ def save_grid(paths: Sequence[Path], path: Path, columns: int = 10) -> None:
         grid.save(beside)
 
 
-def _log_scores(log: Path, results: Mapping[str, Any], step: int) -> None:
+def _log_scores(log: Path, results: Mapping[str, Any]) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(log)) as writer:
         for scores in results["metrics"]:
             for name, value in scores.items():
                 if isinstance(value, float):
-                    writer.add_scalar(f"{scores['extractor']}/{name}", value, step)
+                    writer.add_scalar(f"{scores['extractor']}/{name}", value)
         if results["seconds_per_image"]:
-            writer.add_scalar("seconds_per_image", results["seconds_per_image"], step)
+            writer.add_scalar("seconds_per_image", results["seconds_per_image"])
 
 
 # ---------------------------------------------------------------------------------------------------- what is measured

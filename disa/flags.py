@@ -29,7 +29,9 @@ def parser(description: str, *, model: str, models: Sequence[str], patches: bool
     group = result.add_argument_group("model")
     group.add_argument("--model", default=model, choices=models, metavar="NAME", help=f"one of {', '.join(models)}")
     group.add_argument(
-        "--resume", default="", help="checkpoint file, or a folder with checkpoint-last.pth; bundled models need none to evaluate"
+        "--resume",
+        default="",
+        help="checkpoint file, or a folder with checkpoint-last.pth; to evaluate a model whose weights come with the package, none",
     )
     group.add_argument("--img_size", default=256, type=int, help="pixels a side")
     group.add_argument("--vae_path", default="pretrained_models/vae/kl16.ckpt", help="KL-16 tokenizer; bundled models need none")
@@ -78,7 +80,7 @@ def parser(description: str, *, model: str, models: Sequence[str], patches: bool
     group.add_argument("--min_lr", default=0.0, type=float, help="where the cosine schedule ends")
     group.add_argument("--lr_schedule", default="constant", choices=("constant", "cosine"), help="after the warm-up")
     group.add_argument("--warmup_epochs", default=100, type=float, help="epochs of linear warm-up")
-    group.add_argument("--weight_decay", default=0.02, type=float, help="not on biases, norms and the head")
+    group.add_argument("--weight_decay", default=0.02, type=float, help="not on biases, norms and MAR's head")
     group.add_argument("--ema_rate", default=0.9999, type=float, help="rate of the weights' moving average")
     group.add_argument("--label_drop_prob", default=0.1, type=float, help="share of labels dropped, for guidance")
     group.add_argument("--online_eval", action="store_true", help="evaluate while training")
@@ -99,7 +101,9 @@ def add_running_flags(parser: argparse.ArgumentParser, seed: int) -> None:
     """The flags of every command, training, evaluating or neither."""
     group = parser.add_argument_group("running")
     group.add_argument("--device", default="auto", help="auto (what is there), cuda, cpu or mps")
-    group.add_argument("--seed", default=seed, type=int, help="of images in evaluation, of everything in training")
+    group.add_argument(
+        "--seed", default=seed, type=int, help="of images in evaluation, of everything in training; caching has no use for it"
+    )
     group.add_argument("--num_workers", default=10, type=int, help="processes that load data")
     group.add_argument("--pin_mem", action="store_true", default=True, help="pinned memory for loading")
     group.add_argument("--no_pin_mem", action="store_false", dest="pin_mem", help="no pinned memory")

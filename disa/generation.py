@@ -63,7 +63,7 @@ def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     Raises:
         ValueError: the folder was made with other settings; the differences are named.
     """
-    distributed.broadcast_errors(lambda: _claim_folder(folder, settings))
+    distributed.on_main(lambda: _claim_folder(folder, settings))
 
 
 def _claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:

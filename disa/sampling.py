@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .generation import image_seed
 from .guidance import Guidance
+from .models.checks import check_finite
 from .models.tokenizer import Tokenizer
 from .noise import ImageNoise
 from .schedule import StepSchedule
@@ -33,20 +34,20 @@ class Sampling:
     @property
     def steps(self) -> dict[str, Any]:
         """What the number of evaluations depends on, as arguments of a model's `evaluations` and `generate`."""
-        return {"schedule": self.schedule, "sampler": self.sampler, **({"num_iter": self.num_iter} if self.num_iter else {})}
+        return {"schedule": self.schedule, "sampler": self.sampler, **({} if self.num_iter is None else {"num_iter": self.num_iter})}
 
     def describe(self) -> dict[str, Any]:
         """The settings under the names of the commands' flags."""
-        kind = "diff" if self.num_iter else "flow"
+        kind = "flow" if self.num_iter is None else "diff"
         return {
-            **({"num_iter": self.num_iter} if self.num_iter else {}),
+            **({} if self.num_iter is None else {"num_iter": self.num_iter}),
             f"{kind}_sampler": self.sampler,
             f"{kind}_upper_steps": self.schedule.upper,
             f"{kind}_lower_steps": self.schedule.lower,
             f"{kind}_annealing_strategy": str(self.schedule.strategy),
             "cfg": self.guidance.scale,
             "cfg_schedule": self.guidance.schedule,
-            **({} if self.num_iter else {"guidance": self.guidance.max_time}),
+            **({"guidance": self.guidance.max_time} if self.num_iter is None else {}),
             "temperature": self.temperature,
             "seed": self.seed,
         }
@@ -58,7 +59,7 @@ class Sampling:
         guidance = f"cfg{self.guidance.scale:g}{self.guidance.schedule}"
         if self.guidance.max_time != 1:
             guidance += f"-guidance{self.guidance.max_time:g}"
-        ar_steps = f"ar{self.num_iter}-" if self.num_iter else ""
+        ar_steps = "" if self.num_iter is None else f"ar{self.num_iter}-"
         return f"{ar_steps}{self.sampler}-{steps}-{guidance}-temperature{self.temperature:g}-seed{self.seed}"
 
 
@@ -97,4 +98,6 @@ class LabelSampler:
             temperature=self.sampling.temperature,
             noise=ImageNoise([image_seed(self.sampling.seed, image_id) for image_id in ids], self.device),
         )
-        return self.tokenizer.decode(latents.to(next(self.model.parameters()).dtype))
+        images = self.tokenizer.decode(latents.to(next(self.model.parameters()).dtype))
+        check_finite(images, "pixels")
+        return images

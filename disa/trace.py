@@ -13,8 +13,8 @@ class StepTrace:
         step: the AR step, from 0.
         tokens: tokens sampled for each image.
         diffusion_steps: nominal count from the step schedule.
-        evaluations: evaluations of the diffusion or flow network; fewer than `diffusion_steps` where a sampler merges
-            timesteps.
+        evaluations: evaluations of the diffusion or flow network: not always `diffusion_steps`, for samplers merge timesteps
+            (DiSA), take two evaluations a step (Heun), and FlowAR's grid of times drops odd ones.
         seconds: wall-clock time of the AR step (on a GPU, of launching it).
     """
 

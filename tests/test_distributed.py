@@ -21,10 +21,10 @@ def test_a_process_alone_is_rank_0_of_1(monkeypatch):
     distributed.barrier()
     assert distributed.broadcast("own") == "own" and distributed.gather("own") == ["own"]
     done = []
-    distributed.broadcast_errors(lambda: done.append(1))
+    distributed.on_main(lambda: done.append(1))
     assert done == [1]
     with pytest.raises(ValueError, match="named"):
-        distributed.broadcast_errors(fail_with(ValueError("named")))
+        distributed.on_main(fail_with(ValueError("named")))
     distributed.shutdown()
 
 
@@ -41,10 +41,10 @@ def two_ranks(rank, port, folder):
     distributed.setup(torch.device("cpu"))
     distributed.setup(torch.device("cpu"))  # a second time does nothing
     acted, errors = [], []
-    distributed.broadcast_errors(lambda: acted.append(rank))
+    distributed.on_main(lambda: acted.append(rank))
     for error in (ValueError("bad value"), OSError(28, "disk full"), FileNotFoundError(2, "no such file")):
         try:
-            distributed.broadcast_errors(fail_with(error))
+            distributed.on_main(fail_with(error))
         except (ValueError, OSError) as raised:
             errors.append([type(raised).__name__, str(raised)])
     found = {

@@ -27,6 +27,8 @@ LAST_DDIM_TIMESTEP = 980
 
 def even_timesteps(count: int) -> tuple[int, ...]:
     """`count` timesteps evenly spread over 0..999, ascending (Improved DDPM's respacing)."""
+    if not 1 <= count <= TRAINING_STEPS:
+        raise ValueError(f"{count} diffusion steps cannot be taken; there are 1 to {TRAINING_STEPS} timesteps")
     stride = (TRAINING_STEPS - 1) / max(count - 1, 1)
     # Summed, not multiplied: where a sum lies half-way between two timesteps, the published results depend on which one it meets.
     return tuple(round(t) for t in itertools.accumulate([0.0] + [stride] * (count - 1)))

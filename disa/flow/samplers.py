@@ -21,21 +21,26 @@ def linspace(start: float, end: float, count: int) -> tuple[float, ...]:
     return tuple(torch.linspace(start, end, count, dtype=torch.float64).tolist())
 
 
+def _state(noise: Tensor) -> Tensor:
+    """Noise as the state of a solver: float64, or float32 on Apple's GPUs, which have nothing wider."""
+    return noise.float() if noise.device.type == "mps" else noise.double()
+
+
 def euler(velocity: Velocity, noise: Tensor, times: Sequence[float], temperature: float = 1.0) -> Tensor:
     """Euler's method on dx = v dt.
 
     Args:
-        velocity: (x float64, t) -> v, like x.
+        velocity: (x, t) -> v, like x.
         noise: standard normal [draws, ..., C]: the start, then, for solvers that draw in between, one a step.
         times: descending, from the start to 0; one more than there are steps.
         temperature: factor on the noise that steps add; here there is none.
 
     Returns:
-        Samples, float64 [..., C].
+        Samples [..., C], in float64 (float32 on Apple's GPUs).
     """
-    x = noise[0].double()
+    x = _state(noise[0])
     for t, after in zip(times[:-1], times[1:], strict=True):
-        x = x + (after - t) * velocity(x, t).double()
+        x = x + (after - t) * velocity(x, t).to(x.dtype)
     return x
 
 
@@ -44,11 +49,11 @@ def heun(velocity: Velocity, noise: Tensor, times: Sequence[float], temperature:
 
     Arguments and result are those of `euler`.
     """
-    x = noise[0].double()
+    x = _state(noise[0])
     for t, after in zip(times[:-1], times[1:], strict=True):
-        v = velocity(x, t).double()
+        v = velocity(x, t).to(x.dtype)
         if after > 0:
-            v = (v + velocity(x + (after - t) * v, after).double()) / 2
+            v = (v + velocity(x + (after - t) * v, after).to(x.dtype)) / 2
         x = x + (after - t) * v
     return x
 
@@ -59,13 +64,13 @@ def euler_maruyama(velocity: Velocity, noise: Tensor, times: Sequence[float], te
 
     Arguments and result are those of `euler`; `noise` has one draw a step.
     """
-    x = noise[0].double()
+    x = _state(noise[0])
     last = len(times) - 2
     for i, (t, after) in enumerate(zip(times[:-1], times[1:], strict=True)):
-        drift = (2 - t) * velocity(x, t).double() + x
+        drift = (2 - t) * velocity(x, t).to(x.dtype) + x
         x = x + (after - t) * drift
         if i < last:
-            x = x + temperature * math.sqrt(2 * t * (t - after)) * noise[i + 1].double()
+            x = x + temperature * math.sqrt(2 * t * (t - after)) * noise[i + 1].to(x.dtype)
     return x
 
 

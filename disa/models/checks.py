@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 
@@ -25,9 +27,15 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
         raise ValueError(f"labels are in {int(labels.min())}..{int(labels.max())}; this model knows 0..{num_classes - 1}")
 
 
-def check_finite(latents: Tensor) -> None:
+def check_temperature(temperature: float) -> None:
+    """A factor on noise is a number that is not negative."""
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise ValueError(f"temperature is {temperature}; it must be a finite number ≥ 0")
+
+
+def check_finite(result: Tensor, what: str = "latents") -> None:
     """A generation ended with numbers."""
-    if not latents.isfinite().all():
+    if not result.isfinite().all():
         raise FloatingPointError(
-            "generation ended with NaN or infinite latents; check the checkpoint with `disa checkpoints verify`, or use --dtype float32"
+            f"generation ended with NaN or infinite {what}; check the checkpoint with `disa checkpoints verify`, or use --dtype float32"
         )

@@ -19,17 +19,17 @@ from ..guidance import Guidance, combine
 from ..noise import NoiseSource
 from ..schedule import StepSchedule
 from ..trace import StepTrace
-from .checks import check_finite, check_labels, check_shares, check_sizes
+from .checks import check_finite, check_labels, check_shares, check_sizes, check_temperature
 from .layers import TimestepEmbedding
-from .rotary import KeyValues, ModulatedBlock, RMSNorm, RotaryAttention, Rotation, SwiGLU, rotate, rotation
+from .rotary import GEGLU, KeyValues, ModulatedBlock, RMSNorm, RotaryAttention, Rotation, rotate, rotation
 
 HEAD_CHANNELS = 64  # of one attention head in the flow head
 
 
 def flow_times(steps: int) -> tuple[float, ...]:
     """The flow times that `steps` nominal steps visit, from 1 to 0: sparser in the noisy part, but for the 50 of the released setting."""
-    if steps == 50:
-        return linspace(1, 0, 51)
+    if steps == 50 or steps == 1:
+        return linspace(1, 0, steps + 1)
     return linspace(1, 0.3, steps // 2) + linspace(0.25, 0, steps // 2 + 1)
 
 
@@ -62,7 +62,7 @@ class SelfBlock(nn.Module):
         self.norm1 = RMSNorm(width, affine=False)
         self.attn = RotaryAttention(width, width // HEAD_CHANNELS, bias=False)
         self.norm2 = RMSNorm(width, affine=False)
-        self.mlp = SwiGLU(width)
+        self.mlp = GEGLU(width)
         self.ada_lin = nn.Linear(width, 6 * width)
 
     def prepare(self, z: Tensor, turn: Rotation) -> tuple[Tensor, ...]:
@@ -87,7 +87,7 @@ class CrossBlock(nn.Module):
         self.norm2_1 = RMSNorm(width, affine=True)
         self.norm2_2 = RMSNorm(condition_width, affine=True)
         self.norm3 = RMSNorm(width, affine=False)
-        self.mlp = SwiGLU(width)
+        self.mlp = GEGLU(width)
         self.ada_lin_attn = nn.Linear(width, 3 * width)
         self.ada_lin_mlp = nn.Linear(width, 3 * width)
 
@@ -189,10 +189,10 @@ class FlowAR(nn.Module):
             raise ValueError(
                 f"scales are {tuple(scales)}; they must ascend and end at image_size / latent_stride = {image_size / latent_stride:g}"
             )
-        for name, size in {"width": width, "head_width": head_width}.items():
-            heads = num_heads if name == "width" else head_width // HEAD_CHANNELS
-            if heads < 1 or size % (4 * heads):
-                raise ValueError(f"{name} is {size}; it must be a multiple of 4 · {heads} heads, for 2-D rotary positions")
+        if width % (4 * num_heads):
+            raise ValueError(f"width is {width}; it must be a multiple of 4 · num_heads = {4 * num_heads}, for 2-D rotary positions")
+        if head_width % HEAD_CHANNELS:
+            raise ValueError(f"head_width is {head_width}; it must be a multiple of {HEAD_CHANNELS}")
         self.scales, self.grid, self.num_classes = tuple(scales), grid, num_classes
         self.label_drop_prob, self.grad_checkpointing = label_drop_prob, grad_checkpointing
         length = sum(side**2 for side in scales)
@@ -340,6 +340,7 @@ class FlowAR(nn.Module):
         """
         schedule, guidance, solver = schedule or StepSchedule(50, 15), guidance or Guidance(), get_flow_sampler(sampler)
         check_labels(labels, self.num_classes)
+        check_temperature(temperature)
         batch, last = len(labels), len(self.scales) - 1
         branches = 2 if guidance.active else 1
         condition = self.class_emb(labels)
@@ -365,7 +366,7 @@ class FlowAR(nn.Module):
                 x = x.to(condition.dtype)
                 if scale <= 1 or t > guidance.max_time:
                     return self.flownet(x, when, alone, turn)
-                conditional, unconditional = self.flownet(torch.cat([x, x]), when, prepared, turn).double().chunk(2)
+                conditional, unconditional = self.flownet(torch.cat([x, x]), when, prepared, turn).float().chunk(2)
                 return combine(conditional, unconditional, scale)
 
             draws = noise.normal(step, solver.draws(len(times) - 1), side**2, self.z_proj.in_features)

@@ -18,7 +18,7 @@ from ..guidance import Guidance, combine
 from ..noise import NoiseSource
 from ..schedule import StepSchedule
 from ..trace import StepTrace
-from .checks import check_finite, check_labels, check_shares, check_sizes
+from .checks import check_finite, check_labels, check_shares, check_sizes, check_temperature
 from .layers import Block, TimestepEmbedding, modulate, put_rows, take_rows
 
 # backbone(tokens [B, L, C], known [B, K], wanted [B, T]) -> conditions [B, T, W], or [2B, T, W] with guidance, conditional first
@@ -141,8 +141,7 @@ def autoregress(
     solver = get_sampler(sampler)
     if not 1 <= num_iter <= length:
         raise ValueError(f"num_iter is {num_iter}; there must be 1 to {length} AR steps, for there are {length} tokens")
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise ValueError(f"temperature is {temperature}; it must be a finite number ≥ 0")
+    check_temperature(temperature)
     if guidance.max_time != 1:
         raise ValueError(f"guidance.max_time is {guidance.max_time}, a flow time; this model has a diffusion head, and takes 1 only")
     visited = step_timesteps(sampler, schedule, num_iter)

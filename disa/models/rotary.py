@@ -45,8 +45,8 @@ class RMSNorm(nn.Module):
         return normal if self.weight is None else normal * self.weight
 
 
-class SwiGLU(nn.Module):
-    """Gated MLP, fc2(silu(fc1_g(x)) · fc1_x(x)), of the size of a plain one with ratio 4 (Shazeer 2020)."""
+class GEGLU(nn.Module):
+    """Gated MLP, fc2(gelu(fc1_g(x)) · fc1_x(x)), of the size of a plain one with ratio 4 (Shazeer 2020)."""
 
     def __init__(self, width: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class ModulatedBlock(nn.Module):
         self.norm1 = RMSNorm(width, affine=False)
         self.attn = RotaryAttention(width, num_heads, attn_dropout=attn_dropout, proj_dropout=proj_dropout)
         self.norm2 = RMSNorm(width, affine=False)
-        self.mlp = SwiGLU(width, proj_dropout)
+        self.mlp = GEGLU(width, proj_dropout)
         self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def modulation(self, condition: Tensor) -> tuple[Tensor, ...]:

@@ -16,7 +16,7 @@ from ..guidance import Guidance, combine
 from ..noise import NoiseSource
 from ..schedule import StepSchedule
 from ..trace import StepTrace
-from .checks import check_finite, check_labels, check_shares, check_sizes
+from .checks import check_finite, check_labels, check_shares, check_sizes, check_temperature
 from .layers import TimestepEmbedding
 from .rotary import KeyValues, ModulatedBlock, RMSNorm, Rotation, rotation
 
@@ -215,6 +215,7 @@ class XAR(nn.Module):
         """
         schedule, guidance, solver = schedule or StepSchedule(50, 15), guidance or Guidance(), get_flow_sampler(sampler)
         check_labels(labels, self.num_classes)
+        check_temperature(temperature)
         batch, last, device = len(labels), self.cells - 1, labels.device
         branches = 2 if guidance.active else 1
         of_class = self.class_emb(labels)
@@ -240,7 +241,7 @@ class XAR(nn.Module):
                 if scale == 1 or t > guidance.max_time:
                     return self.transform(x, where, (of_class[:batch] + when)[:, None], turn, caches=caches, keep=False)
                 both = self.transform(torch.cat([x, x]), where, (of_class + when)[:, None], turn, caches=caches, keep=False)
-                conditional, unconditional = both.double().chunk(2)
+                conditional, unconditional = both.float().chunk(2)
                 return combine(conditional, unconditional, scale)
 
             times = flow_times(schedule.steps(step, last + 1))

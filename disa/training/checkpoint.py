@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..checkpoints import read_checkpoint
+from ..checkpoints import load_into, read_checkpoint
 from ..files import atomic_write
 from .optimization import EMA
 
@@ -38,9 +38,13 @@ def save_training(
         "scaler": scaler.state_dict(),
         "args": args,
         "step": step,
+        "steps_per_epoch": steps_per_epoch,
     }
     with atomic_write(path) as beside:
-        torch.save(state, beside)
+        try:
+            torch.save(state, beside)
+        except RuntimeError as error:  # which is what torch makes of a full disk
+            raise OSError(f"{path} cannot be written ({str(error).splitlines()[0]})") from error
 
 
 def load_training(
@@ -55,12 +59,16 @@ def load_training(
     missing = [key for key in ("model", "model_ema", "optimizer", "epoch") if key not in state]
     if missing:
         raise ValueError(f"{path} cannot be resumed: it has no {', '.join(missing)}; give a checkpoint-last.pth that training wrote")
-    try:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{path} is of another model: {str(error).splitlines()[-1].strip()}") from error
+    load_into(model, state["model_ema"], path)  # checks it
     ema.load(state["model_ema"])
+    load_into(model, state["model"], path)
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+    except ValueError as error:
+        raise ValueError(f"{path} is of another model: {str(error).splitlines()[-1].strip()}") from error
     if state.get("scaler"):
         scaler.load_state_dict(state["scaler"])
-    return state.get("step", (state["epoch"] + 1) * steps_per_epoch)
+    if "step" not in state:
+        return (state["epoch"] + 1) * steps_per_epoch
+    # With other ranks or another batch size an epoch has another number of steps; what was done of the epochs counts.
+    return state["step"] * steps_per_epoch // state["steps_per_epoch"]

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 from torchvision.datasets import DatasetFolder, ImageFolder
 
+from .. import distributed
 from ..models.tokenizer import AutoencoderKL, Tokenizer, sample_moments
 from .transforms import center_crop
 
@@ -69,7 +70,8 @@ def _download_fashion_mnist(train: bool, root: Path) -> tuple[Tensor, Tensor]:
     from torchvision.datasets import FashionMNIST
 
     try:
-        data = FashionMNIST(root, train=train, download=True)
+        distributed.on_main(lambda: FashionMNIST(root, train=train, download=True) and None)
+        data = FashionMNIST(root, train=train)
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(
             f"Fashion-MNIST is neither in {root} nor in {DEBIAN_FASHION_MNIST}, and its download failed ({error}); "
@@ -162,6 +164,8 @@ def cached_data(root: str | Path) -> TrainingData:
         chosen = moments[torch.arange(len(moments)), torch.randint(2, (len(moments),))]
         return sample_moments(chosen, torch.randn_like(chosen.chunk(2, dim=1)[0]))
 
-    return TrainingData(
-        DatasetFolder(str(class_folders(Path(root), "--cached_path")), loader=_load_moments, extensions=(".npz",)), to_latents
-    )
+    def is_finished(path: str) -> bool:  # a hidden file was left by a run that was killed while writing it
+        return path.endswith(".npz") and not Path(path).name.startswith(".")
+
+    folder = class_folders(Path(root), "--cached_path")
+    return TrainingData(DatasetFolder(str(folder), loader=_load_moments, is_valid_file=is_finished), to_latents)

@@ -64,6 +64,8 @@ class TrainingSettings:
         for name in ("batch_size", "epochs", "save_epochs", "eval_epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not self.grad_clip >= 0:
+            raise ValueError(f"grad_clip is {self.grad_clip}; it must be at least 0 (0 does not clip)")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it must be at least 0")
         if not 0 <= self.ema_rate < 1:
@@ -173,11 +175,26 @@ def train(
         total=total * images_a_step, initial=step * images_a_step, unit="img", unit_scale=True, disable=writer is None, desc="training"
     )
 
+    def falls_on(epochs: int) -> bool:
+        return (step // steps_per_epoch) % epochs == 0 or step == total
+
+    def evaluate_average() -> None:
+        assert evaluate is not None
+        ema.swap()
+        scores = evaluate(model.eval(), step // steps_per_epoch)
+        ema.swap()
+        model.train()
+        for name, score in scores.items():
+            if writer is not None:
+                writer.add_scalar(f"eval/{name}", score, step)
+
     def save() -> None:
         if distributed.is_main():
             save_training(last, model, ema, optimizer, scaler, step, steps_per_epoch, args)
         distributed.barrier()
 
+    if evaluate is not None and step and step % steps_per_epoch == 0 and falls_on(settings.eval_epochs):
+        evaluate_average()  # in case that is where the run was stopped; one that was finished is not repeated
     with _stop_requests() as stop:
         saved_at = time.monotonic()
         while step < total:
@@ -229,17 +246,11 @@ def train(
                     if asked:
                         bar.close()
                         raise KeyboardInterrupt(f"stopped at step {step}; start the same command again to go on from {last}")
-            finished = step // steps_per_epoch
-            if finished % settings.save_epochs == 0 or step == total:
+            evaluating = evaluate is not None and falls_on(settings.eval_epochs)
+            if evaluating or falls_on(settings.save_epochs):
                 save()
-            if evaluate is not None and (finished % settings.eval_epochs == 0 or step == total):
-                ema.swap()
-                scores = evaluate(model.eval(), finished)
-                ema.swap()
-                model.train()
-                for name, score in scores.items():
-                    if writer is not None:
-                        writer.add_scalar(f"eval/{name}", score, step)
+            if evaluating:
+                evaluate_average()
     bar.close()
     if writer is not None:
         writer.close()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters without and with weight decay: vectors (biases, norms) and the diffusion head go without.
+    """Parameters without and with weight decay: vectors (biases, norms) and MAR's diffusion head go without.
 
     The order, and with it the optimiser's state in a checkpoint, is that of the released MAR code.
     """

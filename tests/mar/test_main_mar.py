@@ -267,6 +267,8 @@ BAD = {
     "upper below lower": (["--diff_upper_steps", "3", "--diff_lower_steps", "4"], "upper is 3, below lower = 4"),
     "strategy": (["--diff_annealing_strategy", "steep"], "'steep'; allowed are"),
     "AR steps": (["--num_iter", "65"], "num_iter is 65; there must be 1 to 64"),
+    "no AR steps": (["--num_iter", "0"], "num_iter is 0; there must be 1 to 64"),
+    "too many steps": (["--diff_sampler", "default", "--diff_upper_steps", "1500"], "1500 diffusion steps cannot be taken"),
     "no checkpoint": (["--resume", "nowhere.pth"], "there is no checkpoint nowhere.pth"),
     "other checkpoint": (["--resume", "other.safetensors"], "other.safetensors does not fit this model"),
     "no reference": (["--metrics", "fid", "--features", "fashion-classifier", "--reference", "nowhere"], "there is no --reference nowhere"),
@@ -374,6 +376,7 @@ def test_training_settings_that_cannot_be_end_in_one_sentence(data, tmp_path, ca
         (["--label_drop_prob", "7"], "label_drop_prob is 7.0; it must be in [0, 1]"),
         (["--diffusion_batch_mul", "0"], "diffusion_batch_mul is 0; it must be at least 1"),
         (["--seed", "-1"], "seed is -1"),
+        (["--grad_clip", "-1"], "grad_clip is -1.0; it must be at least 0"),
     ):
         code, _, error = call(*training(tmp_path / "out", data), *flags)
         assert code == 2 and error.startswith("error: ") and named in error and error.count("\n") == 1

@@ -67,6 +67,7 @@ def test_training_loss_and_gradient(checkpointing):
 
 def test_flow_times_are_those_of_every_recorded_count():
     assert len(flow_times(50)) == 51 and flow_times(50)[25] == pytest.approx(0.5)
+    assert flow_times(1) == (1, 0)
     for steps in (5, 9, 15, 25, 49):
         times = flow_times(steps)
         assert times[0] == 1 and times[-1] == 0 and len(times) == steps // 2 * 2 + 1
@@ -132,7 +133,7 @@ def test_any_grid(image_size, scales):
         ({"scales": (1, 2, 8)}, "scales are \\(1, 2, 8\\); they must ascend and end at"),
         ({"scales": (1, 4, 2, 16)}, "must ascend"),
         ({"width": 66}, "width is 66; it must be a multiple"),
-        ({"head_width": 60}, "head_width is 60"),
+        ({"head_width": 160}, "head_width is 160; it must be a multiple of 64"),
         ({"depth": 0}, "depth is 0; it must be at least 1"),
         ({"label_drop_prob": 2.0}, "label_drop_prob is 2.0; it must be in"),
     ],
@@ -152,3 +153,17 @@ def test_impossible_settings_are_refused():
         model.z_proj.weight.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="NaN or infinite"):
         generate(model, [1])
+
+
+@pytest.mark.parametrize("sampler", FLOW_SAMPLERS)
+def test_evaluations_are_known_beforehand(sampler):
+    model, traces = small_flowar(**TINY), []
+    schedule = StepSchedule(9, 1)
+    generate(model, [1], sampler=sampler, schedule=schedule, on_step=traces.append)
+    assert model.evaluations(schedule, sampler) == [trace.evaluations for trace in traces]
+
+
+def test_bfloat16_stays_close():
+    model = small_flowar(**TINY)
+    exact = generate(model, [1, 2])
+    assert (generate(model.bfloat16(), [1, 2]) - exact).norm() < 0.1 * exact.norm()

@@ -128,3 +128,17 @@ def test_impossible_settings_are_refused():
         model.pred.weight.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="NaN or infinite"):
         generate(model, [1])
+
+
+@pytest.mark.parametrize("sampler", FLOW_SAMPLERS)
+def test_evaluations_are_known_beforehand(sampler):
+    model, traces = small_xar(**TINY), []
+    schedule = StepSchedule(5, 1)
+    generate(model, [1], sampler=sampler, schedule=schedule, on_step=traces.append)
+    assert model.evaluations(schedule, sampler) == [trace.evaluations for trace in traces]
+
+
+def test_bfloat16_stays_close():
+    model = small_xar(**TINY)
+    exact = generate(model, [1, 2])
+    assert (generate(model.bfloat16(), [1, 2]) - exact).norm() < 0.1 * exact.norm()

@@ -85,6 +85,14 @@ def test_cached_latents_are_mirrored_at_random(tmp_path):
     assert set(found.round().tolist()) == {1.0, 2.0}
 
 
+def test_a_file_left_by_a_killed_run_is_no_latent(tmp_path):
+    (tmp_path / "cat").mkdir()
+    moments = np.zeros((32, 4, 4), np.float32)
+    np.savez(tmp_path / "cat" / "1.npz", moments=moments, moments_flip=moments)
+    (tmp_path / "cat" / ".2.77.part.npz").write_bytes(b"half")
+    assert len(cached_data(tmp_path).dataset) == 1
+
+
 def test_center_crop_keeps_the_middle():
     image = Image.new("L", (400, 100))
     image.paste(255, (150, 0, 250, 100))

@@ -72,7 +72,10 @@ def test_result_is_the_average_and_the_file_holds_it(tmp_path):
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
     with torch.serialization.safe_globals([argparse.Namespace]):
         content = torch.load(tmp_path / LAST, weights_only=True)
-    assert content.keys() == {"model", "model_ema", "optimizer", "epoch", "scaler", "args", "step"} and content["epoch"] == 3
+    assert (
+        content.keys() == {"model", "model_ema", "optimizer", "epoch", "scaler", "args", "step", "steps_per_epoch"}
+        and content["epoch"] == 3
+    )
 
 
 class Interrupt(Exception):
@@ -155,7 +158,7 @@ def test_too_little_data_is_refused(tmp_path):
 
 def test_another_models_checkpoint_is_refused(tmp_path):
     run(tmp_path, epochs=1)
-    with pytest.raises(ValueError, match="of another model"):
+    with pytest.raises(ValueError, match="does not fit this model"):
         run(tmp_path, model=build_model("mar", **{**SMALL_MAR, "width": 32}))
 
 
@@ -191,3 +194,26 @@ def rank_main():
     model = run(folder, epochs=2)
     torch.save(model.state_dict(), folder / f"rank{distributed.rank()}.pth")
     distributed.shutdown()
+
+
+def test_an_evaluation_that_was_interrupted_is_made_when_the_run_goes_on(tmp_path):
+    seen = []
+
+    def evaluate(model, epoch):
+        seen.append(epoch)
+        if seen == [1, 2]:
+            raise Interrupt
+        return {"score": 1.0}
+
+    with pytest.raises(Interrupt):
+        run(tmp_path, evaluate=evaluate)
+    run(tmp_path, evaluate=evaluate)
+    assert seen == [1, 2, 2, 3, 4]
+    run(tmp_path, evaluate=evaluate)  # finished before; evaluations know by themselves what they already hold
+    assert seen == [1, 2, 2, 3, 4, 4]
+
+
+def test_epochs_count_when_the_batch_size_changes(tmp_path):
+    run(tmp_path, epochs=2)
+    run(tmp_path, batch_size=2)  # 2 epochs of 4 steps are done, 2 epochs of 9 steps are left
+    assert sorted(losses(tmp_path)) == [*range(8), *range(18, 36)]
