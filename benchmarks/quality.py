@@ -30,7 +30,7 @@ from disa.generation import image_path
 from disa.metrics import Features, Images, Statistics, extract_features, frechet_distance, measure
 from disa.models.mar import MAR
 from disa.models.tokenizer import SpaceToDepth
-from disa.report import Column, Point, decimals, image_grid, plot_quality_time, plot_step_schedules, table
+from disa.report import Column, decimals, image_grid, plot_step_schedules, table
 from disa.sampling import LabelSampler, Sampling
 from disa.training.data import fashion_mnist
 
@@ -98,6 +98,8 @@ def spread(all_features: Mapping[str, Features], labels: torch.Tensor, reference
     return rows
 
 
+# Times are benchmarks/speed.py's to measure, where settings take turns.
+SCORES = tuple(column for column in COLUMNS if column.key not in ("seconds_per_image", "speed_up"))
 DIFFERENCES = (
     Column("setting", "Fréchet distance"),
     Column("extractor", "features"),
@@ -110,7 +112,7 @@ DIFFERENCES = (
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.quality", description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out/quality"), help="folder of the images")
-    parser.add_argument("--num_images", type=int, default=10000, help="images of each of the demo's settings, and of DiSA with less noise")
+    parser.add_argument("--num_images", type=int, default=10000, help="images of each of the demo's settings")
     parser.add_argument("--curve_images", type=int, default=2000, help="images of the other settings; 0 leaves them out")
     parser.add_argument("--batch_size", type=int, default=50, help="images at a time on each rank")
     parser.add_argument("--results", type=Path, default=Path("out/quality"), help="folder of the tables")
@@ -146,7 +148,7 @@ def run_all(args: argparse.Namespace, device: torch.device) -> None:
     results, features = {}, {}
     others = {**COOLER, **CURVE, **UNCLIPPED} if few else {}
     for name, sampling in {**SETTINGS, **others}.items():
-        count = args.num_images if name in {**SETTINGS, **COOLER} else few
+        count = args.num_images if name in SETTINGS else few
         folder = args.out / sampling.name()
         results[name] = generate(name, sampling, count)
         images = [image_path(folder / "images", image_id) for image_id in range(count)]
@@ -165,7 +167,7 @@ def run_all(args: argparse.Namespace, device: torch.device) -> None:
         }
         return [table_row(name, measured[name], measured["without DiSA"]) for name in names]
 
-    main_rows = rows([*SETTINGS, *(COOLER if few else {})], args.num_images)
+    main_rows = rows(list(SETTINGS), args.num_images)
     curve_rows = rows([*SETTINGS, *others], few) if few else []
     differences = [
         {**row, "extractor": space}
@@ -173,8 +175,7 @@ def run_all(args: argparse.Namespace, device: torch.device) -> None:
         for row in spread({name: features[name][space] for name in SETTINGS}, all_labels, references[space])
     ]
     write_results(args, results, main_rows, curve_rows, differences, floors, few)
-    if few:
-        write_pictures(args, model, curve_rows)
+    write_pictures(args, model)
 
 
 def write_results(
@@ -192,9 +193,9 @@ def write_results(
     text = "\n\n".join(
         [
             f"Written by `benchmarks/quality.py` on {first['device']}, {first['ranks']} ranks, torch {first['versions']['torch']}. "
-            "Fréchet distances are to the 10,000 test images of Fashion-MNIST; lower is better. Seconds are those of all ranks together.",
+            "Fréchet distances are to the 10,000 test images of Fashion-MNIST; lower is better.",
             f"## {args.num_images:,} images, the same image seeds",
-            table(main_rows, COLUMNS),
+            table(main_rows, SCORES),
             "## Beyond the noise?",
             table(differences, DIFFERENCES),
             "## Real images against real images",
@@ -203,7 +204,7 @@ def write_results(
                 [
                     f"## The first {few:,} images, 16 AR steps with other counts",
                     "With fewer images every Fréchet distance is higher, in all rows alike.",
-                    table(curve_rows, COLUMNS),
+                    table(curve_rows, SCORES),
                 ]
                 if few
                 else []
@@ -220,27 +221,16 @@ def write_results(
     print(text)
 
 
-def write_pictures(args: argparse.Namespace, model: MAR, curve_rows: list[dict[str, Any]]) -> None:
-    """Quality against time, the step schedules, and samples of each setting side by side."""
+def write_pictures(args: argparse.Namespace, model: MAR) -> None:
+    """The step schedules, and samples of each setting side by side."""
     args.pictures.mkdir(parents=True, exist_ok=True)
-    # A setting that an interrupted run had all but finished has no time.
-    timed = [row for row in curve_rows if row["seconds_per_image"]]
-    points = {row["setting"]: Point(row["setting"], row["seconds_per_image"], row["fashion-classifier"]) for row in timed}
-    figures = {
-        "quality_time": plot_quality_time(
-            [points[name] for name in SETTINGS if name in points],
-            "Fréchet distance, classifier features",
-            curve=[dataclasses.replace(points[name], name=name.split()[0]) for name in CURVE if name in points],
-        ),
-        "step_schedules": plot_step_schedules({name: model.evaluations(**sampling.steps) for name, sampling in SETTINGS.items()}),
-    }
-    for name, figure in figures.items():
-        with atomic_write(args.pictures / f"mar_fashion_{name}.png") as beside:
-            figure.savefig(beside, dpi=160)
-    columns, rows = 10, 6
+    figure = plot_step_schedules({name: model.evaluations(**sampling.steps) for name, sampling in SETTINGS.items()})
+    with atomic_write(args.pictures / "mar_fashion_step_schedules.png") as beside:
+        figure.savefig(beside, dpi=160)
+    columns, lines = 10, 6
     figure = Figure(figsize=(13, 3.1), layout="constrained")
     for axes, (name, sampling) in zip(figure.subplots(1, len(SETTINGS)), SETTINGS.items(), strict=True):
-        paths = [image_path(args.out / sampling.name() / "images", image_id) for image_id in range(columns * rows)]
+        paths = [image_path(args.out / sampling.name() / "images", image_id) for image_id in range(columns * lines)]
         axes.imshow(image_grid(torch.stack([torch.from_numpy(np.array(Image.open(path))) for path in paths]), columns=columns))
         axes.set_title(f"{name}: {sum(model.evaluations(**sampling.steps)):,} head evaluations an image", fontsize=11)
         axes.set_axis_off()
