@@ -6,8 +6,9 @@ export OMP_NUM_THREADS := 1
 
 .PHONY: demo test lint setup clean
 
+# `make demo MODELS="mar_fashion xar_fashion"` shows these alone.
 demo: setup
-	$(BIN)/torchrun --standalone --nproc_per_node=2 -m disa.demo --out out/demo
+	$(BIN)/torchrun --standalone --nproc_per_node=2 -m disa.demo --out out/demo $(if $(MODELS),--models $(MODELS))
 
 test: setup
 	$(BIN)/python -m pytest

@@ -1,9 +1,9 @@
-"""Quality of the bundled MAR with and without diffusion step annealing, on 10,000 images a setting.
+"""Quality of a bundled model with and without diffusion step annealing, on 10,000 images a setting.
 
 The demo's three settings in both feature spaces, whether their differences are beyond the noise, how far real images are
-from real images, and, with fewer images, fixed counts from low to full and the sampler without clipping. Run from the
-repository's root; an interrupted run goes on where it stopped:
-`torchrun --standalone --nproc_per_node=2 -m benchmarks.quality --out out/quality --results benchmarks/results --pictures assets`.
+from real images, and, with fewer images, fixed counts from low to full and other samplers. Run from the repository's root; an
+interrupted run goes on where it stopped:
+`torchrun --standalone --nproc_per_node=2 -m benchmarks.quality --model mar_fashion --results benchmarks/results --pictures assets`.
 """
 
 from __future__ import annotations
@@ -20,34 +20,46 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from disa import StepSchedule, distributed, load_model
-from disa.demo import COLUMNS, SETTINGS, table_row
+from disa import StepSchedule, distributed
+from disa.demo import COLUMNS, SETTINGS, everywhere, samplers_of, table_rows
 from disa.distributed import resolve_device
 from disa.evaluation import BUNDLED_STATISTICS, evaluate
 from disa.files import atomic_write, write_json
-from disa.flags import HelpFormatter
+from disa.flags import DTYPES, HelpFormatter
 from disa.generation import image_path
 from disa.metrics import Features, Images, Statistics, extract_features, frechet_distance, measure
-from disa.models.mar import MAR
-from disa.models.tokenizer import SpaceToDepth
-from disa.report import Column, decimals, image_grid, plot_step_schedules, table
+from disa.report import Column, Point, decimals, image_grid, plot_quality, plot_step_schedules, table
 from disa.sampling import LabelSampler, Sampling
 from disa.training.data import fashion_mnist
 
 SPACES = ("efficientnet-lite0", "fashion-classifier")
-DISA = SETTINGS["DiSA"]
-CURVE = {
-    f"{count} everywhere": dataclasses.replace(DISA, schedule=StepSchedule(count, count, "constant"))
-    for count in (3, 5, 20, DISA.schedule.upper)
-}
-# What the model can do: less noise than it was trained with costs variety and gains more in likeness.
-COOLER = {"DiSA, temperature 0.9": dataclasses.replace(DISA, temperature=0.9)}
-UNCLIPPED = {
-    f"{DISA.schedule.upper} everywhere, not clipped (default)": dataclasses.replace(
-        DISA, sampler="default", schedule=StepSchedule(DISA.schedule.upper, DISA.schedule.upper, "constant")
-    )
-}
 FOLDS = 5
+# Fixed counts besides those of the demo's settings; about 13 everywhere cost the flow models what DiSA does.
+CURVES = {"mar_fashion": (3, 5, 20, 40), "flowar_fashion": (3, 4, 10, 13), "xar_fashion": (3, 4, 10, 13)}
+
+
+def curve(name: str) -> dict[str, Sampling]:
+    """Fixed counts, in as many AR steps as with DiSA."""
+    disa = SETTINGS[name]["DiSA"]
+    return {f"{count} everywhere": dataclasses.replace(disa, schedule=everywhere(count)) for count in CURVES[name]}
+
+
+def variants(name: str) -> dict[str, Sampling]:
+    """DiSA's setting with something else changed, too."""
+    disa = SETTINGS[name]["DiSA"]
+    upper, lower = disa.schedule.upper, disa.schedule.lower
+    if disa.num_iter is None:
+        halved = StepSchedule((upper + 1) // 2, lower // 2)  # Heun's steps take two evaluations
+        other = "euler" if disa.sampler == "euler_maruyama" else "euler_maruyama"
+        return {
+            f"DiSA, heun {halved.upper} → {halved.lower}": dataclasses.replace(disa, sampler="heun", schedule=halved),
+            f"DiSA, {other}": dataclasses.replace(disa, sampler=other),
+        }
+    return {
+        # What the model can do: less noise than it was trained with costs variety and gains more in likeness.
+        "DiSA, temperature 0.9": dataclasses.replace(disa, temperature=0.9),
+        f"{upper} everywhere, not clipped (default)": dataclasses.replace(disa, sampler="default", schedule=everywhere(upper)),
+    }
 
 
 def features_of(images: Images, kept: Path, extractor: str, device: torch.device) -> Features:
@@ -98,8 +110,19 @@ def spread(all_features: Mapping[str, Features], labels: torch.Tensor, reference
     return rows
 
 
+def ratios(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Costs and distances over those of the first of `rows`."""
+    keys = ("head_evaluations", *SPACES)
+    return [{"setting": row["setting"], **{key: row[key] / rows[0][key] for key in keys}} for row in rows[1:]]
+
+
 # Times are benchmarks/speed.py's to measure, where settings take turns.
 SCORES = tuple(column for column in COLUMNS if column.key not in ("seconds_per_image", "speed_up"))
+RATIOS = (
+    Column("setting", "over without DiSA"),
+    Column("head_evaluations", "head evaluations", lambda value: f"{100 * value:.1f} %"),
+    *(Column(space, f"Fréchet distance ({space})", decimals(3)) for space in SPACES),
+)
 DIFFERENCES = (
     Column("setting", "Fréchet distance"),
     Column("extractor", "features"),
@@ -111,10 +134,12 @@ DIFFERENCES = (
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.quality", description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--model", default="mar_fashion", choices=SETTINGS, metavar="NAME", help=f"one of {', '.join(SETTINGS)}")
     parser.add_argument("--out", type=Path, default=Path("out/quality"), help="folder of the images")
     parser.add_argument("--num_images", type=int, default=10000, help="images of each of the demo's settings")
     parser.add_argument("--curve_images", type=int, default=2000, help="images of the other settings; 0 leaves them out")
     parser.add_argument("--batch_size", type=int, default=50, help="images at a time on each rank")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the networks")
     parser.add_argument("--results", type=Path, default=Path("out/quality"), help="folder of the tables")
     parser.add_argument("--pictures", type=Path, default=Path("out/quality"), help="folder of the pictures")
     parser.add_argument("--device", default="auto", help="auto, cuda, cpu or mps")
@@ -127,30 +152,29 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run_all(args: argparse.Namespace, device: torch.device) -> None:
-    model, tokenizer = load_model("mar_fashion").to(device), SpaceToDepth().to(device)
+    """Generate, measure and write everything; every rank calls this."""
     references = {space: Statistics.load(BUNDLED_STATISTICS / f"fashion_test_{space}.npz") for space in SPACES}
     few = min(args.curve_images, args.num_images)
-
-    def generate(name: str, sampling: Sampling, count: int) -> dict[str, Any]:
+    shown = samplers_of(args.model, device, DTYPES[args.dtype])
+    disa = shown["DiSA"]
+    others = {**curve(args.model), **variants(args.model)} if few else {}
+    samplers = {**shown, **{name: LabelSampler(disa.model, disa.tokenizer, sampling, device) for name, sampling in others.items()}}
+    labels = disa.labels(range(args.num_images))
+    results, features = {}, {}
+    for name, sampler in samplers.items():
         if distributed.is_main():
-            print(f"\n{name}", flush=True)
-        return evaluate(
-            LabelSampler(model, tokenizer, sampling, device),
-            args.out / sampling.name(),
+            print(f"\n{args.model}, {name}", flush=True)
+        count = args.num_images if name in shown else few
+        folder = image_folder(args, sampler)
+        results[name] = evaluate(
+            sampler,
+            folder,
             spaces=[],
-            settings={"model": "mar_fashion"},
+            settings={"model": args.model, "dtype": args.dtype},
             num_images=count,
             batch_size=args.batch_size,
             keep_images=True,
         )
-
-    all_labels = LabelSampler(model, tokenizer, DISA, device).labels(range(args.num_images))
-    results, features = {}, {}
-    others = {**COOLER, **CURVE, **UNCLIPPED} if few else {}
-    for name, sampling in {**SETTINGS, **others}.items():
-        count = args.num_images if name in SETTINGS else few
-        folder = args.out / sampling.name()
-        results[name] = generate(name, sampling, count)
         images = [image_path(folder / "images", image_id) for image_id in range(count)]
         features[name] = {space: features_of(images, folder / f"{space}-{count}.pt", space, device) for space in SPACES}
     floors = {space: real_floor(space, args.out, device) for space in SPACES}
@@ -161,80 +185,97 @@ def run_all(args: argparse.Namespace, device: torch.device) -> None:
         measured = {
             name: {
                 **results[name],
-                "metrics": [scores(part(features[name][space], slice(count)), all_labels[:count], references[space]) for space in SPACES],
+                "metrics": [scores(part(features[name][space], slice(count)), labels[:count], references[space]) for space in SPACES],
             }
             for name in names
         }
-        return [table_row(name, measured[name], measured["without DiSA"]) for name in names]
+        return table_rows(samplers, measured)
 
-    main_rows = rows(list(SETTINGS), args.num_images)
-    curve_rows = rows([*SETTINGS, *others], few) if few else []
+    main_rows = rows(list(shown), args.num_images)
+    all_rows = rows(list(samplers), few) if few else []
     differences = [
         {**row, "extractor": space}
         for space in SPACES
-        for row in spread({name: features[name][space] for name in SETTINGS}, all_labels, references[space])
+        for row in spread({name: features[name][space] for name in shown}, labels, references[space])
     ]
-    write_results(args, results, main_rows, curve_rows, differences, floors, few)
-    write_pictures(args, model)
+    write_results(args, results["DiSA"], main_rows, all_rows, differences, floors)
+    write_pictures(args, shown)
+    if few:
+        write_quality_picture(args, all_rows, floors)
+
+
+def image_folder(args: argparse.Namespace, sampler: LabelSampler) -> Path:
+    """Where the images of a setting lie."""
+    return args.out / args.model / sampler.sampling.name()
 
 
 def write_results(
     args: argparse.Namespace,
-    results: Mapping[str, Any],
+    result: Mapping[str, Any],
     main_rows: list[dict[str, Any]],
-    curve_rows: list[dict[str, Any]],
+    all_rows: list[dict[str, Any]],
     differences: list[dict[str, Any]],
     floors: Mapping[str, float],
-    few: int,
 ) -> None:
-    """`quality.md`, and the numbers unrounded in `quality.json`."""
-    first = results["DiSA"]
+    """`quality_<model>.md`, and the numbers unrounded in `quality_<model>.json`; `result` is that of any setting."""
     real = [f"- {space}: {floor:.2f} between halves of the test images, 5,000 each" for space, floor in floors.items()]
-    text = "\n\n".join(
-        [
-            f"Written by `benchmarks/quality.py` on {first['device']}, {first['ranks']} ranks, torch {first['versions']['torch']}. "
-            "Fréchet distances are to the 10,000 test images of Fashion-MNIST; lower is better.",
-            f"## {args.num_images:,} images, the same image seeds",
-            table(main_rows, SCORES),
-            "## Beyond the noise?",
-            table(differences, DIFFERENCES),
-            "## Real images against real images",
-            "\n".join(real),
-            *(
-                [
-                    f"## The first {few:,} images, 16 AR steps with other counts",
-                    "With fewer images every Fréchet distance is higher, in all rows alike.",
-                    table(curve_rows, SCORES),
-                ]
-                if few
-                else []
-            ),
+    parts = [
+        f"Written by `benchmarks/quality.py --model {args.model}` on {result['device']}, {result['ranks']} ranks, {args.dtype}, "
+        f"torch {result['versions']['torch']}. Fréchet distances are to the 10,000 test images of Fashion-MNIST; lower is better.",
+        f"## {args.num_images:,} images, the same image seeds",
+        table(main_rows, SCORES),
+        table(ratios(main_rows), RATIOS),
+        "## Beyond the noise?",
+        table(differences, DIFFERENCES),
+        "## Real images against real images",
+        "\n".join(real),
+    ]
+    if all_rows:
+        few = min(args.curve_images, args.num_images)
+        parts += [
+            f"## The first {few:,} images, other settings",
+            "With fewer images every Fréchet distance is higher, in all rows alike.",
+            table(all_rows, SCORES),
         ]
-    )
+    text = "\n\n".join(parts)
     args.results.mkdir(parents=True, exist_ok=True)
-    with atomic_write(args.results / "quality.md") as beside:
-        beside.write_text(f"# Quality of mar_fashion with and without DiSA\n\n{text}\n")
-    numbers = {"main": main_rows, "curve": curve_rows, "differences": differences, "real": floors}
-    write_json(
-        args.results / "quality.json", {**numbers, "device": first["device"], "ranks": first["ranks"], "versions": first["versions"]}
-    )
+    with atomic_write(args.results / f"quality_{args.model}.md") as beside:
+        beside.write_text(f"# Quality of {args.model} with and without DiSA\n\n{text}\n")
+    numbers = {"main": main_rows, "ratios": ratios(main_rows), "others": all_rows, "differences": differences, "real": floors}
+    machine = {key: result[key] for key in ("device", "ranks", "versions")}
+    write_json(args.results / f"quality_{args.model}.json", {**numbers, **machine, "dtype": args.dtype})
     print(text)
 
 
-def write_pictures(args: argparse.Namespace, model: MAR) -> None:
+def write_pictures(args: argparse.Namespace, samplers: Mapping[str, LabelSampler]) -> None:
     """The step schedules, and samples of each setting side by side."""
     args.pictures.mkdir(parents=True, exist_ok=True)
-    figure = plot_step_schedules({name: model.evaluations(**sampling.steps) for name, sampling in SETTINGS.items()})
-    with atomic_write(args.pictures / "mar_fashion_step_schedules.png") as beside:
+    figure = plot_step_schedules({name: sampler.step_counts for name, sampler in samplers.items()})
+    with atomic_write(args.pictures / f"{args.model}_step_schedules.png") as beside:
         figure.savefig(beside, dpi=160)
     columns, lines = 10, 6
     figure = Figure(figsize=(13, 3.1), layout="constrained")
-    for axes, (name, sampling) in zip(figure.subplots(1, len(SETTINGS)), SETTINGS.items(), strict=True):
-        paths = [image_path(args.out / sampling.name() / "images", image_id) for image_id in range(columns * lines)]
+    for axes, (name, sampler) in zip(figure.subplots(1, len(samplers)), samplers.items(), strict=True):
+        paths = [image_path(image_folder(args, sampler) / "images", image_id) for image_id in range(columns * lines)]
         axes.imshow(image_grid(torch.stack([torch.from_numpy(np.array(Image.open(path))) for path in paths]), columns=columns))
-        axes.set_title(f"{name}: {sum(model.evaluations(**sampling.steps)):,} head evaluations an image", fontsize=11)
+        axes.set_title(f"{name}: {sampler.head_evaluations:,} head evaluations an image", fontsize=11)
         axes.set_axis_off()
-    with atomic_write(args.pictures / "mar_fashion_samples.png") as beside:
+    with atomic_write(args.pictures / f"{args.model}_samples.png") as beside:
+        figure.savefig(beside, dpi=160)
+
+
+def write_quality_picture(args: argparse.Namespace, rows: Sequence[Mapping[str, Any]], floors: Mapping[str, float]) -> None:
+    """Fréchet distance, in the classifier's features, of the demo's settings and of fixed counts against evaluations of the head."""
+    space = "fashion-classifier"
+    points = {row["setting"]: Point(row["setting"], row["head_evaluations"], row[space]) for row in rows}
+    figure = plot_quality(
+        [points[name] for name in SETTINGS[args.model]],
+        "head evaluations an image",
+        "Fréchet distance",
+        curve=[points[name] for name in curve(args.model)],
+        floor=floors[space],
+    )
+    with atomic_write(args.pictures / f"{args.model}_quality.png") as beside:
         figure.savefig(beside, dpi=160)
 
 

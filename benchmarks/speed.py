@@ -1,7 +1,7 @@
 """How long a batch takes with and without diffusion step annealing, and where the time goes.
 
 The settings of the demo take turns, so that whatever else the machine does meets them alike; medians are printed. Run
-from the repository's root: `python -m benchmarks.speed --out benchmarks/results/speed.md`.
+from the repository's root: `python -m benchmarks.speed --model mar_fashion --out benchmarks/results/speed_mar_fashion.md`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from disa.evaluation import describe_device, versions
 from disa.files import atomic_write
 from disa.flags import HelpFormatter
 from disa.generation import image_seed, synchronize
+from disa.models.flowar import FlowAR
 from disa.models.mar import MAR
 from disa.report import Column, decimals, table
 from disa.sampling import Sampling
@@ -57,7 +58,7 @@ class Clock:
         return timed
 
 
-def time_batch(model: MAR, sampling: Sampling, batch: int, device: torch.device, parts: dict[str, Clock]) -> dict[str, float]:
+def time_batch(model: Any, sampling: Sampling, batch: int, device: torch.device, parts: dict[str, Clock]) -> dict[str, float]:
     """Seconds of one batch: the whole, and each of `parts`, which wrap the model and, under "noise", a noise source."""
     for clock in parts.values():
         clock.seconds = 0.0
@@ -77,19 +78,26 @@ def time_batch(model: MAR, sampling: Sampling, batch: int, device: torch.device,
     return {"seconds": time.perf_counter() - start, **{name: clock.seconds for name, clock in parts.items()}}
 
 
-def instrument(model: MAR, device: torch.device) -> dict[str, Clock]:
-    """Clocks around every network call of `model`; what is outside them is the sampling loop."""
+def instrument(model: Any, device: torch.device) -> dict[str, Clock]:
+    """Clocks around every network call of `model`; what is outside them is the sampling loop. In xAR all of the network is the head."""
     parts = {name: Clock(device) for name in ("backbone", "head", "noise")}
-    net: Any = model.diffloss.net
-    model.encode, model.decode = parts["backbone"].wrap(model.encode), parts["backbone"].wrap(model.decode)  # type: ignore[method-assign]
-    net.predict = parts["head"].wrap(net.predict)
-    for module in (net.cond_embed, net.time_embed, net.input_proj):
-        module.forward = parts["head"].wrap(module.forward)
+    backbone, head = parts["backbone"].wrap, parts["head"].wrap
+    if isinstance(model, MAR):
+        net: Any = model.diffloss.net
+        model.encode, model.decode, net.predict = backbone(model.encode), backbone(model.decode), head(net.predict)  # type: ignore[method-assign]
+        for module in (net.cond_embed, net.time_embed, net.input_proj):
+            module.forward = head(module.forward)
+    elif isinstance(model, FlowAR):
+        model.backbone = backbone(model.backbone)  # type: ignore[method-assign]
+        model.flownet.prepare, model.flownet.forward = head(model.flownet.prepare), head(model.flownet.forward)  # type: ignore[method-assign]
+    else:
+        model.transform = head(model.transform)
     return parts
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.speed", description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--model", default="mar_fashion", choices=SETTINGS, metavar="NAME", help=f"one of {', '.join(SETTINGS)}")
     parser.add_argument("--batch_size", type=int, default=64, help="images a batch")
     parser.add_argument("--rounds", type=int, default=5, help="batches of each setting")
     parser.add_argument("--device", default="auto", help="auto, cuda, cpu or mps")
@@ -97,13 +105,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     device = resolve_device(args.device)
-    plain, opened = (load_model("mar_fashion").to(device) for _ in range(2))
+    settings = SETTINGS[args.model]
+    plain, opened = (load_model(args.model).to(device) for _ in range(2))
     parts = instrument(opened, device)
-    whole: dict[str, list[dict[str, float]]] = {name: [] for name in SETTINGS}
-    split: dict[str, list[dict[str, float]]] = {name: [] for name in SETTINGS}
-    with tqdm(total=2 * args.rounds * len(SETTINGS) + len(SETTINGS), unit="batch") as bar:
+    whole: dict[str, list[dict[str, float]]] = {name: [] for name in settings}
+    split: dict[str, list[dict[str, float]]] = {name: [] for name in settings}
+    with tqdm(total=2 * args.rounds * len(settings) + len(settings), unit="batch") as bar:
         for turn in range(args.rounds + 1):  # the first one warms up
-            for name, sampling in SETTINGS.items():
+            for name, sampling in settings.items():
                 bar.set_postfix_str(name)
                 whole[name].append(time_batch(plain, sampling, args.batch_size, device, {}))
                 bar.update()
@@ -111,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     split[name].append(time_batch(opened, sampling, args.batch_size, device, parts))
                     bar.update()
     rows: list[dict[str, Any]] = []
-    for name, sampling in SETTINGS.items():
+    for name, sampling in settings.items():
         share = {part: statistics.median(one[part] / one["seconds"] for one in split[name]) for part in parts}
         rows.append(
             {
@@ -124,11 +133,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         rows[-1]["speed_up"] = rows[0]["seconds"] / rows[-1]["seconds"]
     machine = f"torch {versions()['torch']}, {describe_device(device)}"
-    text = f"mar_fashion, batches of {args.batch_size}, medians of {args.rounds} rounds; {machine}\n\n" + table(rows, COLUMNS) + "\n"
+    text = f"{args.model}, batches of {args.batch_size}, medians of {args.rounds} rounds; {machine}\n\n" + table(rows, COLUMNS) + "\n"
     print(text)
     if args.out is not None:
         with atomic_write(args.out) as beside:
-            beside.write_text(f"Written by `python -m benchmarks.speed --batch_size {args.batch_size} --rounds {args.rounds}`.\n\n{text}")
+            command = f"python -m benchmarks.speed --model {args.model} --batch_size {args.batch_size} --rounds {args.rounds}"
+            beside.write_text(f"Written by `{command}`.\n\n{text}")
 
 
 if __name__ == "__main__":

@@ -20,11 +20,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from .files import atomic_write, write_json
 from .models import MODELS, build_model
 from .models.tokenizer import AutoencoderKL
+from .text import TextTokenizer
 
 PACKAGE = Path(__file__).parent
 BUNDLED_WEIGHTS = PACKAGE / "bundled"
@@ -70,6 +72,7 @@ def _hugging_face(name: str, repository: str, file: str, licence: str) -> Publis
 _SEE = "see the authors' page"
 _NTU = "NTU S-Lab 1.0 (non-commercial)"
 _LAST = "checkpoint-last.pth"
+_INDEX = "model.safetensors.index.json"  # names the files that hold the weights together
 _STATISTICS = "fid_stats/adm_in256_stats.npz"
 
 _FILES = [
@@ -192,7 +195,7 @@ def open_checkpoint(path: str | Path, weights: str = "ema") -> dict[str, Tensor]
 
     Args:
         path: a safetensors file, a plain state dict, a released checkpoint (keys `model`, `model_ema`, …), or a folder with
-            `checkpoint-last.pth`.
+            `checkpoint-last.pth` or, as Hugging Face's repositories have them, safetensors.
         weights: "ema" takes `model_ema` where there is one (a training checkpoint without it gives a warning), "model"
             takes `model`.
 
@@ -204,10 +207,10 @@ def open_checkpoint(path: str | Path, weights: str = "ema") -> dict[str, Tensor]
         raise ValueError(f"weights is {weights!r}; allowed are ema and model")
     path = Path(path)
     if path.is_dir():
-        path = path / "checkpoint-last.pth"
+        path = next((path / name for name in (_LAST, _INDEX, "model.safetensors") if (path / name).is_file()), path / _LAST)
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}; `disa checkpoints list` names what can be fetched")
-    content = read_checkpoint(path)
+    content: dict[str, Any] = _read_shards(path) if path.name == _INDEX else read_checkpoint(path)
     if weights == "ema" and "optimizer" in content and not content.get("model_ema"):
         warnings.warn(f"{path} holds no moving average (model_ema); the weights of its last step are used", stacklevel=2)
     for key in ("model_ema", "model", "state_dict") if weights == "ema" else ("model", "state_dict"):
@@ -218,6 +221,18 @@ def open_checkpoint(path: str | Path, weights: str = "ema") -> dict[str, Tensor]
     if not state:
         raise ValueError(f"{path} holds no weights; its keys are {', '.join(map(str, list(content)[:5])) or 'none'}")
     return state
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    """The weights in the files that `index` names."""
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} cannot be read as an index of safetensors ({error}); fetch it again") from error
+    paths = [index.with_name(Path(name).name) for name in names]
+    if lacking := [path.name for path in paths if not path.is_file()]:
+        raise FileNotFoundError(f"{index.parent} lacks {', '.join(lacking)}; fetch the whole repository")
+    return {name: value for path in paths for name, value in read_checkpoint(path).items()}
 
 
 def export(path: str | Path, out: str | Path, weights: str = "ema", dtype: torch.dtype = torch.float32) -> None:
@@ -283,7 +298,8 @@ def load_into(model: nn.Module, state: dict[str, Tensor], source: str | Path) ->
     """
     state = {name: value for name, value in state.items() if not REBUILT.search(name)}
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
-    found = differences(state, shapes)
+    tied = shapes.keys() - dict(model.named_parameters()).keys() - dict(model.named_buffers()).keys()
+    found = differences(state, shapes, optional=tied)
     if found:
         summary = "; ".join(
             f"{len(names)} {kind}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}" for kind, names in found.items()
@@ -292,18 +308,31 @@ def load_into(model: nn.Module, state: dict[str, Tensor], source: str | Path) ->
     model.load_state_dict(state)
 
 
-def load_model(name: str, path: str | Path | None = None, weights: str = "ema", **overrides: Any) -> Any:  # the name says which class
+class _Undrawn(TorchFunctionMode):
+    """Leaves new parameters as they are: drawing the billions that a file replaces at once takes longer than reading it."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function.__name__ in ("normal_", "uniform_", "kaiming_uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
+
+
+def load_model(
+    name: str, path: str | Path | None = None, weights: str = "ema", *, vae: str | Path | None = None, **overrides: Any
+) -> Any:  # the name says which class
     """The model called `name` with the weights in `path`, in eval mode.
 
     Args:
         name: a key of `disa.models.MODELS`.
         path: what `open_checkpoint` opens; by default the weights that come with the package.
         weights: "ema" or "model".
+        vae: KL-16's file, for a checkpoint of Harmon that lacks its tokenizer, as ours of its training do.
         overrides: as for `build_model`.
 
     Raises:
         FileNotFoundError: there is no such file, or no weights come with the package for this name.
-        ValueError: the file does not fit the model.
+        ValueError: the file does not fit the model, or lacks the tokenizer.
     """
     if path is None:
         path = BUNDLED_WEIGHTS / f"{name}.safetensors"
@@ -312,8 +341,18 @@ def load_model(name: str, path: str | Path | None = None, weights: str = "ema", 
             raise FileNotFoundError(
                 f"no weights of {name} come with the package (only of {', '.join(bundled)}); give a checkpoint, see `disa checkpoints list`"
             )
-    model = build_model(name, **overrides)
-    load_into(model, open_checkpoint(path, weights), path)
+    with _Undrawn():
+        model = build_model(name, **overrides)
+    state = open_checkpoint(path, weights)
+    if vae is not None:
+        state = {**state, **{f"vae.{key}": value for key, value in load_tokenizer(vae).state_dict().items()}}
+    lacking = {key.partition(".")[0] for key in model.state_dict()} - {key.partition(".")[0] for key in state}
+    if lacking == {"vae"}:
+        raise ValueError(f"{path} holds no image tokenizer, as checkpoints of our training do not; give KL-16's file too (--vae_path)")
+    load_into(model, state, path)
+    text = BUNDLED_WEIGHTS / f"{name}_tokenizer.json"
+    if text.is_file():
+        model.text = TextTokenizer.load(text)
     return model.eval()
 
 
@@ -362,7 +401,9 @@ def differences(state: dict[str, Tensor], shapes: dict[str, list[int]], optional
             for name, shape in shapes.items()
             if name in state and list(state[name].shape) != shape
         ],
-        "with NaN or infinity": [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()],
+        "with NaN or infinity": [  # a released attention mask may hold infinities
+            name for name, value in state.items() if value.is_floating_point() and not REBUILT.search(name) and not value.isfinite().all()
+        ],
     }
     return {kind: names for kind, names in found.items() if names}
 

@@ -192,7 +192,7 @@ def run_training(args: argparse.Namespace, family: Family, device: torch.device)
     train(
         model,
         data.dataset,
-        data.to_latents,
+        data.prepare,
         settings_from_flags(args),
         device=device,
         output=output,

@@ -1,9 +1,10 @@
-"""What diffusion step annealing does, shown on the bundled model: `make demo`, or `torchrun --nproc_per_node=2 -m disa.demo`."""
+"""What diffusion step annealing does, shown on the bundled models: `make demo`, or `torchrun --nproc_per_node=2 -m disa.demo`."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,33 @@ from .evaluation import choose_spaces, evaluate
 from .flags import HelpFormatter
 from .guidance import Guidance
 from .models.tokenizer import SpaceToDepth
-from .report import Column, Point, Section, decimals, plot_quality_time, plot_step_schedules, table, write_report
+from .report import Column, Point, Section, decimals, plot_quality, plot_step_schedules, table, write_report
 from .sampling import LabelSampler, Sampling
 from .schedule import StepSchedule
 
-GUIDANCE = Guidance(2.5, "linear")
-# Ancestral and clipped alike, with the same image seeds: only the schedule differs.
+
+def everywhere(count: int) -> StepSchedule:
+    """The same count at every AR step."""
+    return StepSchedule(count, count, "constant")
+
+
+def comparison(full: Sampling, annealed: StepSchedule, num_iter: int | None = None) -> dict[str, Sampling]:
+    """`full`, and the same image seeds with `annealed` steps and with the last of them everywhere, both in `num_iter` AR steps."""
+    disa = dataclasses.replace(full, schedule=annealed, num_iter=num_iter)
+    return {"without DiSA": full, "DiSA": disa, "low everywhere": dataclasses.replace(disa, schedule=everywhere(annealed.lower))}
+
+
+# model -> setting -> how it samples
 SETTINGS = {
-    "without DiSA": Sampling(64, StepSchedule(50, 50, "constant"), guidance=GUIDANCE),
-    "DiSA": Sampling(16, StepSchedule(40, 8, "linear"), guidance=GUIDANCE),
-    "low everywhere": Sampling(16, StepSchedule(8, 8, "constant"), guidance=GUIDANCE),
+    "mar_fashion": comparison(Sampling(64, everywhere(50), guidance=Guidance(2.5)), StepSchedule(40, 8), num_iter=16),
+    "flowar_fashion": comparison(Sampling(None, everywhere(20), "euler", Guidance(2.0)), StepSchedule(20, 6)),
+    # Euler–Maruyama, as xAR is released, leaves noise in small images unless it takes many more steps: the quality benchmark shows it.
+    "xar_fashion": comparison(Sampling(None, everywhere(20), "euler", Guidance(2.5)), StepSchedule(20, 6)),
 }
-EXPLANATION = """Each image has 64 tokens, sampled in groups by AR steps; within each AR step a small diffusion network (the head) is \
-evaluated once a diffusion step. The way without DiSA takes many AR steps and always the full count; DiSA starts with many diffusion steps \
-and ends with few; the last row takes few everywhere. All rows start from the same image seeds.
+EXPLANATION = """Each model generates an image in AR steps: MAR groups of tokens in random order, FlowAR finer and finer grids, xAR cell \
+by cell. Within each AR step it evaluates a diffusion or flow network, the head (in xAR the whole transformer), once a diffusion step. The \
+way without DiSA always takes the full count; DiSA starts with many diffusion steps and ends with few; the last row takes few everywhere. \
+With DiSA, MAR also gets by with fewer AR steps. All rows start from the same image seeds.
 
 The Fréchet distance compares the images with the 10,000 test images of Fashion-MNIST, in features of EfficientNet-Lite0 and of the \
 bundled classifier (lower is better; it is biased upwards with few images, alike in every row). Accuracy is how often that classifier sees \
@@ -38,7 +52,7 @@ the label that was asked for."""
 
 COLUMNS = (
     Column("setting", "setting"),
-    Column("num_iter", "AR steps"),
+    Column("ar_steps", "AR steps"),
     Column("head_evaluations", "head evaluations an image", decimals(0)),
     Column("seconds_per_image", "seconds an image", decimals(3)),
     Column("speed_up", "speed-up", lambda value: f"{value:.1f}×"),
@@ -48,23 +62,30 @@ COLUMNS = (
 )
 
 
-def table_row(name: str, results: dict[str, Any], baseline: dict[str, Any]) -> dict[str, Any]:
-    """One setting's results under the keys of `COLUMNS`."""
-    row = {
-        "setting": name,
-        "num_iter": results["settings"]["num_iter"],
-        **{key: results[key] for key in ("head_evaluations", "seconds_per_image")},
-    }
-    if baseline["seconds_per_image"] and results["seconds_per_image"]:
-        row["speed_up"] = baseline["seconds_per_image"] / results["seconds_per_image"]
-    for scores in results["metrics"]:
-        row[scores["extractor"]] = scores.get("fid")
-        row["label_accuracy"] = scores.get("label_accuracy", row.get("label_accuracy"))
-    return row
+def samplers_of(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, LabelSampler]:
+    """The settings of the bundled model called `name`, ready to run."""
+    model, tokenizer = load_model(name).to(device, dtype), SpaceToDepth().to(device, dtype)
+    return {setting: LabelSampler(model, tokenizer, sampling, device) for setting, sampling in SETTINGS[name].items()}
+
+
+def table_rows(samplers: Mapping[str, LabelSampler], results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each setting's results under the keys of `COLUMNS`; speed-ups are over the first."""
+    rows: list[dict[str, Any]] = []
+    for setting, result in results.items():
+        row = {"setting": setting, "ar_steps": len(samplers[setting].step_counts)}
+        row |= {key: result[key] for key in ("head_evaluations", "seconds_per_image")}
+        for scores in result["metrics"]:
+            row[scores["extractor"]] = scores.get("fid")
+            row["label_accuracy"] = scores.get("label_accuracy", row.get("label_accuracy"))
+        rows.append(row)
+        if row["seconds_per_image"] and rows[0]["seconds_per_image"]:
+            row["speed_up"] = rows[0]["seconds_per_image"] / row["seconds_per_image"]
+    return rows
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="disa.demo", description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(SETTINGS), choices=SETTINGS, metavar="NAME", help="what is shown")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder of the report; an interrupted demo goes on there")
     parser.add_argument("--num_images", type=int, default=500, help="images a setting")
     parser.add_argument("--batch_size", type=int, default=25, help="images at a time on each rank")
@@ -73,60 +94,51 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     device = resolve_device(args.device)
     distributed.setup(device)
-    rows, results = [], {}
     spaces, left_out = choose_spaces("auto", "auto", "auto", bundled=True)
-    model, tokenizer = load_model("mar_fashion").to(device), SpaceToDepth().to(device)
-    samplers = {name: LabelSampler(model, tokenizer, sampling, device) for name, sampling in SETTINGS.items()}
-    for name, sampler in samplers.items():
+    models = {name: samplers_of(name, device) for name in args.models}
+    sections, tables = [Section("What is compared", EXPLANATION)], []
+    for name, samplers in models.items():
+        results = {}
+        for setting, sampler in samplers.items():
+            if distributed.is_main():
+                counts = f"{len(sampler.step_counts)} AR steps, {sampler.head_evaluations} head evaluations an image"
+                print(f"\n{name}, {setting}: {counts}", flush=True)
+            results[setting] = evaluate(
+                sampler,
+                args.out / name / sampler.sampling.name(),
+                spaces=spaces,
+                settings={"model": name},
+                num_images=args.num_images,
+                batch_size=args.batch_size,
+                keep_images=False,
+            )
+        rows = table_rows(samplers, results)
+        tables.append(f"{name}\n\n{table(rows, COLUMNS)}")
         if distributed.is_main():
-            print(f"\n{name}: {len(sampler.step_counts)} AR steps, {sampler.head_evaluations} head evaluations an image", flush=True)
-        results[name] = evaluate(
-            sampler,
-            args.out / sampler.sampling.name(),
-            spaces=spaces,
-            settings={"model": "mar_fashion"},
-            num_images=args.num_images,
-            batch_size=args.batch_size,
-            keep_images=False,
-        )
-        rows.append(table_row(name, results[name], next(iter(results.values()))))
+            sections += describe(name, args.out / name, samplers, results["DiSA"], rows)
     if distributed.is_main():
-        write(args.out, rows, args.num_images, results, samplers)
-        print("\n" + "\n".join([*left_out, table(rows, COLUMNS), "", f"report: {args.out / 'report.html'}"]))
+        write_report(args.out / "report.html", "Diffusion step annealing", sections)
+        print("\n" + "\n\n".join([*left_out, *tables, f"report: {args.out / 'report.html'}"]))
     distributed.shutdown()
 
 
-def write(
-    out: Path, rows: list[dict[str, Any]], num_images: int, results: dict[str, dict[str, Any]], samplers: dict[str, LabelSampler]
-) -> None:
-    """Write the report."""
-    space = next((name for name in ("fashion-classifier", "efficientnet-lite0") if rows[0].get(name) is not None), None)
+def describe(
+    name: str, folder: Path, samplers: Mapping[str, LabelSampler], result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> list[Section]:
+    """The report's sections on one model, whose images lie in `folder`; `result` is that of any setting."""
+    space = next((space for space in ("fashion-classifier", "efficientnet-lite0") if rows[0].get(space) is not None), None)
     points = [Point(row["setting"], row["seconds_per_image"], row[space]) for row in rows if space and row["seconds_per_image"]]
-    first = next(iter(results.values()))
-    machine = f"{num_images} images a setting, on {first['device']}, {first['ranks']} ranks, torch {first['versions']['torch']}."
-    sections = [
-        Section("What is compared", EXPLANATION + "\n\n" + machine, rows, COLUMNS),
-        Section(
-            "Quality and time",
-            pictures={f"Fréchet distance in {space} features against time": plot_quality_time(points, "Fréchet distance")}
-            if points
-            else {},
-        ),
-        Section(
-            "Step schedules",
-            pictures={
-                "Evaluations of the head at each AR step, all settings stretched to the same width": plot_step_schedules(
-                    {name: sampler.step_counts for name, sampler in samplers.items()}
-                )
-            },
-        ),
-        Section(
-            "Samples",
-            "The same image seeds in every grid; a column is a class.",
-            pictures={name: Image.open(out / sampler.sampling.name() / "samples.png") for name, sampler in samplers.items()},
-        ),
+    machine = f"on {result['device']}, {result['ranks']} ranks, torch {result['versions']['torch']}"
+    schedules = plot_step_schedules({setting: sampler.step_counts for setting, sampler in samplers.items()})
+    plots = {"Evaluations of the head at each AR step, all settings stretched to the same width": schedules}
+    if points:
+        quality = plot_quality(points, "seconds an image", "Fréchet distance")
+        plots = {f"Fréchet distance in {space} features against time": quality, **plots}
+    grids = {setting: Image.open(folder / sampler.sampling.name() / "samples.png") for setting, sampler in samplers.items()}
+    return [
+        Section(name, f"{result['num_images']} images a setting, {machine}.", rows, COLUMNS, plots),
+        Section(f"Samples of {name}", "The same image seeds in every grid; a column is a class.", pictures=grids),
     ]
-    write_report(out / "report.html", "Diffusion step annealing on mar_fashion", sections)
 
 
 if __name__ == "__main__":

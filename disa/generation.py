@@ -1,12 +1,13 @@
 """Ids to images on disk, across ranks, resumable at any moment.
 
-An image is its id: the id gives its label, its seed and its file's name. A folder holds the images of one set of settings,
+An image is its id: the id gives its label or its prompt, its seed and its file's name. A folder holds the images of one set of settings,
 which `settings.json` in it records; what is there and whole is never generated again.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, PngImagePlugin
 from torch import Tensor
 from tqdm import tqdm
 
 from . import distributed
 from .files import atomic_write, write_json
 
+METADATA = "disa"
 # The last chunk of every PNG file: its length, its name, its checksum.
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
@@ -52,9 +54,9 @@ def is_whole(path: Path) -> bool:
         return False
 
 
-def missing_ids(folder: Path, num_images: int) -> list[int]:
-    """The ids below `num_images` without a whole image in `folder`."""
-    return [image_id for image_id in range(num_images) if not is_whole(image_path(folder, image_id))]
+def missing_ids(folder: Path, num_images: int, path: Callable[[Path, int], Path] = image_path) -> list[int]:
+    """The ids below `num_images` without a whole image in `folder`, where `path` says it lies."""
+    return [image_id for image_id in range(num_images) if not is_whole(path(folder, image_id))]
 
 
 def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -70,7 +72,7 @@ def _claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     record = folder / "settings.json"
     wanted = json.loads(json.dumps(settings))
     if not record.is_file():
-        if any(folder.glob("*.png")):
+        if any(folder.rglob("*.png")):
             raise ValueError(f"{folder} holds images but no settings.json that says how they were made; give an empty folder")
         write_json(record, wanted)
         return
@@ -83,7 +85,7 @@ def _claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     ]
     if differences:
         raise ValueError(f"{folder} was made with other settings ({'; '.join(differences)}); give another folder, or remove this one")
-    for leftover in folder.glob(".*.part.*"):  # of a run that was killed while writing
+    for leftover in folder.rglob(".*.part.*"):  # of a run that was killed while writing
         leftover.unlink(missing_ok=True)
 
 
@@ -101,15 +103,40 @@ class Timing:
     first_batch_seconds: float
 
 
-def save_png(image: Tensor, path: Path) -> None:
-    """Write a uint8 image [1 or 3, H, W] whole or not at all."""
+def save_image(image: Tensor, path: Path, metadata: Mapping[str, Any] | None = None) -> None:
+    """Write a uint8 image [1 or 3, H, W] whole or not at all, as PNG or JPEG by the suffix of `path`.
+
+    `metadata` goes into the file as JSON: in a PNG's text chunk METADATA, in a JPEG's EXIF tag ImageDescription.
+    """
+    picture = Image.fromarray(image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy())
+    options: dict[str, Any] = {} if path.suffix.lower() == ".png" else {"quality": 95}
+    if metadata is not None:
+        text = json.dumps(metadata)
+        if path.suffix.lower() == ".png":
+            options["pnginfo"] = PngImagePlugin.PngInfo()
+            options["pnginfo"].add_text(METADATA, text)
+        else:
+            options["exif"] = Image.Exif()
+            options["exif"][ExifTags.Base.ImageDescription] = text
     with atomic_write(path) as beside:
-        Image.fromarray(image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy()).save(beside)
+        picture.save(beside, **options)
 
 
 def to_uint8(images: Tensor) -> Tensor:
     """Images in [-1, 1] -> uint8."""
     return (images.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def tile(images: Tensor) -> Tensor:
+    """n² images [n², C, H, W] side by side, row by row: [C, n · H, n · W].
+
+    Raises:
+        ValueError: their number is no square.
+    """
+    side = math.isqrt(len(images))
+    if side**2 != len(images):
+        raise ValueError(f"{len(images)} images make no square")
+    return images.unflatten(0, (side, side)).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
 
 
 def generate_images(
@@ -120,6 +147,8 @@ def generate_images(
     batch_size: int,
     settings: Mapping[str, Any],
     device: torch.device,
+    path: Callable[[Path, int], Path] = image_path,
+    metadata: Callable[[int], Mapping[str, Any]] | None = None,
 ) -> Timing:
     """Fill `folder` with the images 0..num_images-1 that it lacks; every rank calls this and does its share.
 
@@ -128,6 +157,8 @@ def generate_images(
         settings: everything that an image depends on besides its id.
         batch_size: images at a time on each rank.
         device: where `sample` works, for exact times.
+        path: where in a folder the image with an id lies, a PNG file.
+        metadata: what the file of an id says about itself.
 
     Raises:
         ValueError: the folder was made with other settings, or a count is impossible.
@@ -136,7 +167,7 @@ def generate_images(
         if count < 1:
             raise ValueError(f"{name} is {count}; it must be at least 1")
     claim_folder(folder, settings)
-    missing = distributed.broadcast(missing_ids(folder, num_images) if distributed.is_main() else None) or []
+    missing = distributed.broadcast(missing_ids(folder, num_images, path) if distributed.is_main() else None) or []
     mine = missing[distributed.rank() :: distributed.world_size()]
     batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
     seconds: list[float] = []
@@ -152,7 +183,10 @@ def generate_images(
             seconds.append(time.perf_counter() - start)
             for written in writing:  # of the batch before: an error there (a full disk) must not pass unseen
                 written.result()
-            writing = [writers.submit(save_png, image, image_path(folder, image_id)) for image, image_id in zip(images, ids, strict=True)]
+            writing = [
+                writers.submit(save_image, image, path(folder, image_id), metadata(image_id) if metadata else None)
+                for image, image_id in zip(images, ids, strict=True)
+            ]
             bar.update(min(len(ids) * distributed.world_size(), num_images - bar.n))
         for written in writing:
             written.result()

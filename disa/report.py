@@ -102,38 +102,38 @@ def _axes(xlabel: str, ylabel: str, size: tuple[float, float] = (6.4, 3.8)) -> t
 
 @dataclass(frozen=True)
 class Point:
-    """A setting in the plot of quality against time."""
+    """A setting in the plot of quality against cost."""
 
     name: str
-    seconds: float
+    cost: float
     distance: float
 
 
-def plot_quality_time(points: Sequence[Point], ylabel: str, *, curve: Sequence[Point] = (), floor: float | None = None) -> Figure:
-    """Distance against seconds an image: lower is better, further left is faster.
+def plot_quality(points: Sequence[Point], xlabel: str, ylabel: str, *, curve: Sequence[Point] = (), floor: float | None = None) -> Figure:
+    """Distance against cost, such as seconds an image: lower is better, further left is cheaper.
 
     Args:
         points: settings, each labelled where it lies.
         curve: more settings, joined by a line, such as fixed counts.
         floor: the distance of real images from real images.
     """
-    figure, axes = _axes("seconds an image (log scale)", f"{ylabel} (lower is better)")
+    figure, axes = _axes(f"{xlabel} (log scale)", f"{ylabel} (lower is better)")
     axes.set_xscale("log")
     if curve:
-        ordered = sorted(curve, key=lambda point: point.seconds)
-        axes.plot([p.seconds for p in ordered], [p.distance for p in ordered], "o-", color=FAINT, markersize=4, linewidth=1, zorder=1)
+        ordered = sorted(curve, key=lambda point: point.cost)
+        axes.plot([p.cost for p in ordered], [p.distance for p in ordered], "o-", color=FAINT, markersize=4, linewidth=1, zorder=1)
         for point in ordered:
             axes.annotate(
-                point.name, (point.seconds, point.distance), (0, -13), textcoords="offset points", color=FAINT, fontsize=8, ha="center"
+                point.name, (point.cost, point.distance), (0, -13), textcoords="offset points", color=FAINT, fontsize=8, ha="center"
             )
     for point, colour in zip(points, PALETTE, strict=False):
-        axes.plot(point.seconds, point.distance, "o", color=colour, markersize=9, zorder=3)
+        axes.plot(point.cost, point.distance, "o", color=colour, markersize=9, zorder=3)
         axes.annotate(
-            point.name, (point.seconds, point.distance), (0, 10), textcoords="offset points", color=colour, fontweight="bold", ha="center"
+            point.name, (point.cost, point.distance), (0, 10), textcoords="offset points", color=colour, fontweight="bold", ha="center"
         )
-    seconds = [p.seconds for p in (*points, *curve)]
+    costs = [p.cost for p in (*points, *curve)]
     distances = [p.distance for p in (*points, *curve)]
-    axes.set_xlim(min(seconds) / 1.7, max(seconds) * 1.7)
+    axes.set_xlim(min(costs) / 1.7, max(costs) * 1.7)
     axes.set_ylim(0, max(distances) * 1.2)
     if floor is not None:
         axes.axhline(floor, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))

@@ -1,8 +1,8 @@
-"""How a class-conditional model turns image ids into images."""
+"""How image ids become images: of a label, or of a prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,12 @@ from torch import Tensor
 
 from .generation import image_seed
 from .guidance import Guidance
-from .models.checks import check_finite
+from .models.checks import check_finite, check_temperature
 from .models.tokenizer import Tokenizer
 from .noise import ImageNoise
 from .schedule import StepSchedule
+from .text import DRAW_ANYTHING
+from .trace import StepTrace
 
 
 @dataclass(frozen=True)
@@ -99,5 +101,69 @@ class LabelSampler:
             noise=ImageNoise([image_seed(self.sampling.seed, image_id) for image_id in ids], self.device),
         )
         images = self.tokenizer.decode(latents.to(next(self.model.parameters()).dtype))
+        check_finite(images, "pixels")
+        return images
+
+
+class PromptSampler:
+    """Image ids -> images of prompts, for `generation.generate_images`: image `id` is one of prompt `id // images_per_prompt`.
+
+    Args:
+        model: Harmon in eval mode, on `device`, with a text tokenizer.
+        prompts: what to draw.
+        image_shape: rows and columns of tokens.
+        cfg_prompt: the unconditional prompt of guidance.
+        on_step: as for `Harmon.generate`.
+
+    Raises:
+        ValueError: a prompt or a setting is impossible; nothing of it comes up later.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        prompts: Sequence[str],
+        sampling: Sampling,
+        device: torch.device,
+        *,
+        image_shape: tuple[int, int],
+        images_per_prompt: int = 1,
+        cfg_prompt: str = DRAW_ANYTHING,
+        on_step: Callable[[StepTrace], None] | None = None,
+    ) -> None:
+        self.model, self.prompts, self.sampling, self.device = model, list(prompts), sampling, device
+        self.image_shape, self.images_per_prompt, self.cfg_prompt, self.on_step = image_shape, images_per_prompt, cfg_prompt, on_step
+        self.step_counts: list[int] = model.evaluations(**sampling.steps)  # of the head at each AR step
+        check_temperature(sampling.temperature)
+        image_seed(sampling.seed, 0)
+        tokens = image_shape[0] * image_shape[1]
+        if not 1 <= len(self.step_counts) <= tokens:
+            raise ValueError(f"num_iter is {sampling.num_iter}; an image of {tokens} tokens takes 1 to {tokens} AR steps")
+        room = model.llm.config.max_position_embeddings - model.mar.buffer_size - tokens
+        for prompt in self.prompts:
+            ids, _ = model.text.drawing_prompts([prompt], guided=True, cfg_prompt=cfg_prompt)
+            if ids.shape[1] > room:
+                shown = f"{prompt[:40]!r}{'…' * (len(prompt) > 40)}"
+                raise ValueError(
+                    f"the prompt {shown} takes {ids.shape[1]} tokens, and beside an image of {tokens} tokens the language model has room "
+                    f"for {max(room, 0)}; shorten the prompt, or take a smaller image"
+                )
+
+    @torch.no_grad()
+    def __call__(self, ids: Sequence[int]) -> Tensor:
+        """Images [B, C, H, W] in [-1, 1]."""
+        prompts = [self.prompts[image_id // self.images_per_prompt] for image_id in ids]
+        input_ids, mask = self.model.text.drawing_prompts(prompts, guided=self.sampling.guidance.active, cfg_prompt=self.cfg_prompt)
+        latents = self.model.generate(
+            input_ids=input_ids,
+            attention_mask=mask,
+            image_shape=self.image_shape,
+            **self.sampling.steps,
+            guidance=self.sampling.guidance,
+            temperature=self.sampling.temperature,
+            noise=ImageNoise([image_seed(self.sampling.seed, image_id) for image_id in ids], self.device),
+            on_step=self.on_step,
+        )
+        images = self.model.vae.decode(latents.to(next(self.model.parameters()).dtype))
         check_finite(images, "pixels")
         return images

@@ -1,25 +1,28 @@
 """The models that come with the package: small, and good enough to show the method."""
 
+import pytest
 import torch
 
-from disa import Guidance, StepSchedule, load_model
 from disa.checkpoints import BUNDLED_WEIGHTS
+from disa.demo import SETTINGS, samplers_of
 from disa.features import load_classifier
 from disa.generation import to_uint8
 from disa.metrics import label_accuracy
-from disa.models.tokenizer import SpaceToDepth
-from disa.sampling import LabelSampler, Sampling
+
+models = pytest.mark.parametrize("name", SETTINGS)
 
 
-def test_weights_are_small():
-    assert (BUNDLED_WEIGHTS / "mar_fashion.safetensors").stat().st_size <= 8_000_000
+@models
+def test_weights_are_small_and_have_a_card(name):
+    assert (BUNDLED_WEIGHTS / f"{name}.safetensors").stat().st_size <= 8_000_000
+    assert (BUNDLED_WEIGHTS / f"{name}.md").read_text().startswith(f"# {name}\n")
 
 
-def test_mar_fashion_draws_what_is_asked_for():
-    sampling = Sampling(16, StepSchedule(20, 5), guidance=Guidance(2.0))
-    sampler = LabelSampler(load_model("mar_fashion"), SpaceToDepth(), sampling, torch.device("cpu"))
-    ids = range(60)
+@models
+def test_images_show_what_is_asked_for(name):
+    sampler, ids = samplers_of(name, torch.device("cpu"))["DiSA"], range(60)
     images = to_uint8(sampler(ids))
     with torch.no_grad():
         _, logits = load_classifier()(images / 127.5 - 1)
+    # At least 85 % of many images; of 60 only a broken model shows fewer than this.
     assert label_accuracy(logits, sampler.labels(ids)) >= 0.75

@@ -1,6 +1,7 @@
 """Downloads from a real server that misbehaves; checkpoints of every layout, whole and broken."""
 
 import argparse
+import functools
 import hashlib
 import http.server
 import json
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import disa.models.harmon
 from disa import build_model, checkpoints
 from disa.checkpoints import download, fetch, load_into, load_model, load_tokenizer, manifest, open_checkpoint, verify
 from disa.models.tokenizer import AutoencoderKL
@@ -350,6 +352,104 @@ def test_tokenizer_files(tmp_path):
         load_tokenizer(tmp_path / "kl16.ckpt", latent_channels=8)
 
 
+SMALL_HARMON = {
+    "mar": {"image_size": 64, "width": 32, "depth": 1, "num_heads": 2, "buffer_size": 4, "head_depth": 1, "head_width": 16},
+    "llm": {
+        **{"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 48},
+        **{"vocab_size": 64, "max_position_embeddings": 64},
+    },
+}
+COPY = "llm.lm_head.weight"  # the language model's embedding once more
+
+
+@pytest.fixture
+def harmon(monkeypatch):
+    """The weights of a small Harmon, as the released files have them; KL-16 is thinner, for speed."""
+    for module in (checkpoints, disa.models.harmon):
+        monkeypatch.setattr(module, "AutoencoderKL", functools.partial(AutoencoderKL, width=32))
+    torch.manual_seed(0)
+    return build_model("harmon", **SMALL_HARMON).state_dict()
+
+
+def load_harmon(path, **more):
+    model = load_model("harmon", path, **SMALL_HARMON, **more)
+    assert model.llm.lm_head.weight is model.llm.model.embed_tokens.weight
+    return model
+
+
+def shard(state, folder):
+    """A folder as Hugging Face's repositories are: the embedding once, the weights in two files, and an index."""
+    folder.mkdir()
+    names = [name for name in state if name != COPY]
+    places = {name: f"model-0000{1 + (i % 2)}-of-00002.safetensors" for i, name in enumerate(names)}
+    for file in set(places.values()):
+        save_file({name: state[name] for name in names if places[name] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return folder
+
+
+def test_harmon_from_every_kind_of_file(harmon, tmp_path):
+    torch.save(harmon, tmp_path / "harmon.pth")
+    shard(harmon, tmp_path / "sharded")
+    (tmp_path / "whole").mkdir()
+    save_file({name: value for name, value in harmon.items() if name != COPY}, tmp_path / "whole" / "model.safetensors")
+    for name in ("harmon.pth", "sharded", "whole", "sharded/model.safetensors.index.json"):
+        model = load_harmon(tmp_path / name)
+        assert equal(model.state_dict(), harmon) and not model.training
+        fresh = dict(build_model("harmon", **SMALL_HARMON).named_buffers())  # what no file holds, such as the rotary angles
+        assert fresh and all(torch.equal(buffer, fresh[key]) for key, buffer in model.named_buffers())
+
+
+def test_a_training_checkpoint_goes_before_safetensors(harmon, tmp_path):
+    folder = shard(harmon, tmp_path / "both")
+    torch.save({"model": {**harmon, "proj_in.0.bias": harmon["proj_in.0.bias"] + 1}}, folder / "checkpoint-last.pth")
+    assert not equal(open_checkpoint(folder), harmon)
+
+
+def test_broken_repositories_are_named(harmon, tmp_path):
+    folder = shard(harmon, tmp_path / "sharded")
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="sharded lacks model-00002-of-00002.safetensors"):
+        open_checkpoint(folder)
+    for text in ("{", "[]", '{"weight_map": []}'):
+        (folder / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(ValueError, match="cannot be read as an index of safetensors"):
+            open_checkpoint(folder)
+
+
+def test_fine_tuned_harmon_takes_its_image_tokenizer_from_its_own_file(harmon, tmp_path):
+    tokenizer = {name.removeprefix("vae."): value for name, value in harmon.items() if name.startswith("vae.")}
+    rest = {name: value for name, value in harmon.items() if not name.startswith("vae.")}
+    torch.save({"model": rest, "model_ema": rest, "optimizer": {}}, tmp_path / "checkpoint-last.pth")
+    with pytest.raises(ValueError, match="holds no image tokenizer.*--vae_path") as error:
+        load_harmon(tmp_path)
+    assert one_sentence(error)
+    torch.save({"model": tokenizer}, tmp_path / "kl16.ckpt")
+    assert equal(load_harmon(tmp_path, vae=tmp_path / "kl16.ckpt").state_dict(), harmon)
+    with pytest.raises(FileNotFoundError, match="there is no tokenizer"):
+        load_harmon(tmp_path, vae=tmp_path / "nowhere.ckpt")
+
+
+def test_harmon_is_loaded_strictly(harmon, tmp_path):
+    del harmon["mar.z_proj.bias"]
+    torch.save({**harmon, "llm.model.norm.weight": torch.ones(7), "stranger": torch.ones(1)}, tmp_path / "harmon.pth")
+    with pytest.raises(ValueError, match="1 missing: mar.z_proj.bias; 1 unexpected: stranger; 1 of another shape: llm.model.norm.weight"):
+        load_harmon(tmp_path / "harmon.pth")
+
+
+def test_loading_draws_no_weights(harmon, tmp_path):
+    torch.save(harmon, tmp_path / "harmon.pth")
+    before = torch.random.get_rng_state()
+    load_harmon(tmp_path / "harmon.pth")
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_bundled_harmon_brings_its_text_tokenizer(tmp_path):
+    torch.save(build_model("harmon_fashion").state_dict(), tmp_path / "harmon.pth")
+    text = load_model("harmon_fashion", tmp_path / "harmon.pth").text
+    assert text.decode(text.ids("a bright sneaker")) == "a bright sneaker" and len(text) <= 512
+
+
 # --------------------------------------------------------------------------------------------------------------- verify
 
 
@@ -358,10 +458,15 @@ def state_of(name: str) -> dict[str, torch.Tensor]:
     return {key: torch.zeros(1).expand(shape) for key, shape in manifest(name)["parameters"].items()}
 
 
-@pytest.mark.parametrize("name", ["kl16", "mar_base", "flowar_small", "xar_base"])
+@pytest.mark.parametrize("name", ["kl16", "mar_base", "flowar_small", "xar_base", "harmon_0.5b"])
 def test_verify_finds_the_manifest(tmp_path, name):
     torch.save({"model": state_of(name)}, tmp_path / "weights.pth")
     assert verify(tmp_path / "weights.pth") == (name, [])
+
+
+def test_verify_lets_a_released_attention_mask_be_infinite(tmp_path):
+    torch.save({**state_of("flowar_small"), "mask": torch.tensor(-torch.inf).expand(1, 1, 341, 341)}, tmp_path / "weights.pth")
+    assert verify(tmp_path / "weights.pth") == ("flowar_small", [])
 
 
 def test_verify_lists_every_difference(tmp_path):

@@ -13,6 +13,7 @@ from PIL import Image
 from disa import build_model, cli
 from disa.checkpoints import manifest
 from disa.flags import parse
+from tests.conftest import load_json
 from tests.test_flags import ROOT, SCRIPTS
 from tests.training.test_data import write_idx
 
@@ -79,6 +80,21 @@ def test_train_and_evaluate(folder, data, call, tmp_path):
     assert code == 0 and "16 head evaluations" in printed, error
 
 
+@pytest.mark.parametrize(
+    ("folder", "grid", "ar_steps"),
+    [("FlowAR_DiSA", "--scales 1 4 8", 3), *(("xAR_DiSA", f"--cells_per_side {n}", n**2) for n in (1, 4, 8))],
+    ids=["scales", "1 cell", "16 cells", "64 cells"],
+)
+def test_other_grids_train_and_generate(folder, grid, ar_steps, data, call, tmp_path):
+    where = [*grid.split(), "--output_dir", tmp_path, "--log_dir", tmp_path / "log"]
+    training = ["--data_path", data, "--batch_size", "10", "--epochs", "1", "--warmup_epochs", "0"]
+    code, _, error = call(folder, FAMILIES[folder][0], *where, *training)
+    assert code == 0, error
+    steps = ["--flow_upper_steps", "2", "--flow_lower_steps", "2"]
+    code, printed, error = call(folder, "eval.py", *where, *steps, "--resume", tmp_path, "--num_images", "2", "--metrics", "none")
+    assert code == 0 and f"2 images, {2 * ar_steps} head evaluations an image" in printed, error
+
+
 @families
 def test_impossible_settings_end_in_one_sentence(folder, call, tmp_path):
     for flags, named in (
@@ -107,17 +123,49 @@ COMMANDS = [
 ]
 
 
+def parse_evaluation(folder, *flags):
+    """A folder's evaluation command and its flags -> the model's arguments and the sampling."""
+    script = SCRIPTS[f"{folder}/eval.py"]
+    args = parse(script.get_parser(), script.FAMILY.defaults(), flags)
+    return {argument: getattr(args, flag) for flag, argument in script.FAMILY.model_flags.items()}, script.get_sampling(args), args
+
+
 @pytest.mark.parametrize(("folder", "model", "flags"), COMMANDS, ids=[command[1] for command in COMMANDS])
 def test_released_command_lines_build_the_released_models(folder, model, flags):
-    script = SCRIPTS[f"{folder}/eval.py"]
     common = "--flow_lower_steps 15 --eval_bsz 256 --num_images 50000 --output_dir D --resume F --vae_path V --data_path D --evaluate"
-    args = parse(script.get_parser(), script.FAMILY.defaults(), ["--model", model, *flags.split(), *common.split()])
+    arguments, sampling, args = parse_evaluation(folder, "--model", model, *flags.split(), *common.split())
     with torch.device("meta"):
-        built = build_model(model, **{argument: getattr(args, flag) for flag, argument in script.FAMILY.model_flags.items()})
+        built = build_model(model, **arguments)
     assert {name: list(value.shape) for name, value in built.named_parameters()} == manifest(model)["parameters"]
-    sampling = script.get_sampling(args)
     assert (sampling.schedule.upper, sampling.schedule.lower, sampling.guidance.scale) == (args.flow_upper_steps, 15, args.cfg)
     assert sampling.guidance.max_time == (args.guidance if folder == "FlowAR_DiSA" else 1)
+
+
+@pytest.mark.parametrize(
+    ("folder", "model", "flags", "tokens"),
+    [
+        ("FlowAR_DiSA", "flowar_small", "--img_size 512 --scales 1 2 4 8 16 32", 1365),
+        ("xAR_DiSA", "xar_base", "--img_size 512", 1024),
+        *(("xAR_DiSA", "xar_base", f"--cells_per_side {n}", 256) for n in (1, 2, 4, 8, 16)),
+    ],
+)
+def test_released_sizes_on_other_grids(folder, model, flags, tokens):
+    arguments, sampling, _ = parse_evaluation(folder, "--model", model, *flags.split())
+    with torch.device("meta"):
+        built = build_model(model, **arguments)
+    assert built.encoder_pos_embed_learned.shape[1] == tokens
+    ar_steps = arguments["cells_per_side"] ** 2 if folder == "xAR_DiSA" else len(arguments["scales"])
+    assert len(built.evaluations(**sampling.steps)) == ar_steps
+
+
+def test_step_counts_are_the_recorded_ones():
+    recorded = load_json("schedules.json")["flow"]
+    assert {case["model"] for case in recorded} == {"flowar", "xar"}
+    for case in recorded:
+        folder = "FlowAR_DiSA" if case["model"] == "flowar" else "xAR_DiSA"
+        flags = ["--flow_upper_steps", str(case["upper"]), "--flow_lower_steps", str(case["lower"])]
+        schedule = parse_evaluation(folder, *flags)[1].schedule
+        assert [schedule.steps(step, case["num_iter"]) for step in range(case["num_iter"])] == case["steps"], case
 
 
 def test_xar_trains_under_its_released_name_too():

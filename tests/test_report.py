@@ -12,7 +12,7 @@ from disa.report import (
     decimals,
     image_grid,
     plot_loss,
-    plot_quality_time,
+    plot_quality,
     plot_step_schedules,
     table,
     table_csv,
@@ -50,9 +50,13 @@ def test_image_grid_places_pixels():
     assert grid.getpixel((12, 0)) == (255, 255, 255) and grid.getpixel((39, 17)) == (255, 255, 255)
 
 
-def test_quality_time_plot_has_its_points_units_and_floor():
-    figure = plot_quality_time(
-        [Point("full", 1.0, 30.0), Point("DiSA", 0.1, 31.0)], "Fréchet distance", curve=[Point("5", 0.05, 60.0)], floor=2.0
+def test_quality_plot_has_its_points_units_and_floor():
+    figure = plot_quality(
+        [Point("full", 1.0, 30.0), Point("DiSA", 0.1, 31.0)],
+        "seconds an image",
+        "Fréchet distance",
+        curve=[Point("5", 0.05, 60.0)],
+        floor=2.0,
     )
     axes = figure.axes[0]
     assert "seconds" in axes.get_xlabel() and "lower is better" in axes.get_ylabel()

@@ -342,9 +342,10 @@ class FlowAR(nn.Module):
         check_labels(labels, self.num_classes)
         check_temperature(temperature)
         batch, last = len(labels), len(self.scales) - 1
-        branches = 2 if guidance.active else 1
+        guided = guidance.scale > 1
+        branches = 2 if guided else 1
         condition = self.class_emb(labels)
-        if guidance.active:
+        if guided:
             condition = torch.cat([condition, self.class_emb(torch.full_like(labels, self.num_classes))])
         modulations = self.modulations(condition)
         length = sum(side**2 for side in self.scales)

@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -166,6 +168,14 @@ def autoregress(
     return tokens
 
 
+class Positions(NamedTuple):
+    """The position embeddings of one grid: the encoder's and the decoder's [buffer + L, W], and those of the conditions [L, W]."""
+
+    encoder: Tensor
+    decoder: Tensor
+    conditions: Tensor
+
+
 class MAR(nn.Module):
     """Masked autoregressive encoder and decoder with a diffusion head.
 
@@ -271,48 +281,66 @@ class MAR(nn.Module):
         p = self.patch_size
         return latents.unfold(2, p, p).unfold(3, p, p).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
 
-    def unpatchify(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, L, C · patch_size²] -> latents [B, C, H, W]."""
-        p, g = self.patch_size, self.grid
-        return tokens.unflatten(1, (g, g)).unflatten(3, (-1, p, p)).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+    def unpatchify(self, tokens: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
+        """Tokens [B, L, C · patch_size²] of a grid of `shape` (rows, columns) -> latents [B, C, H, W]."""
+        p = self.patch_size
+        return (
+            tokens.unflatten(1, shape or (self.grid, self.grid)).unflatten(3, (-1, p, p)).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+        )
 
-    def encode(self, tokens: Tensor, known: Tensor, class_embedding: Tensor) -> Tensor:
+    def positions(self, shape: tuple[int, int] | None = None) -> Positions:
+        """The position embeddings of a grid of `shape` (rows, columns): the learned ones, for other grids than the model's resized."""
+        learned = (self.encoder_pos_embed_learned[0], self.decoder_pos_embed_learned[0], self.diffusion_pos_embed_learned[0])
+        if shape is None or shape == (self.grid, self.grid):
+            return Positions(*learned)
+
+        def resized(embedding: Tensor) -> Tensor:
+            buffer, image = embedding.split((len(embedding) - self.length, self.length))
+            image = F.interpolate(image.T.unflatten(1, (self.grid, self.grid))[None], shape, mode="bilinear")
+            return torch.cat([buffer, image[0].flatten(1).T])
+
+        return Positions(*map(resized, learned))
+
+    def encode(self, tokens: Tensor, known: Tensor, class_embedding: Tensor, positions: Positions | None = None) -> Tensor:
         """Encoder over the buffer and the known tokens.
 
         Args:
             tokens: [B, L, C].
             known: positions of the known tokens, ascending [B, K].
             class_embedding: [B, W].
+            positions: of the tokens' grid; by default of the model's own.
 
         Returns:
             [B, buffer + K, W].
         """
-        position = self.encoder_pos_embed_learned
-        buffer = class_embedding[:, None] + position[:, : self.buffer_size]
-        x = self.z_proj(take_rows(tokens, known).to(buffer.dtype)) + position[0, self.buffer_size :][known]
+        position = (positions or self.positions()).encoder
+        buffer = class_embedding[:, None] + position[: self.buffer_size]
+        x = self.z_proj(take_rows(tokens, known).to(buffer.dtype)) + position[self.buffer_size :][known]
         x = self.z_proj_ln(torch.cat([buffer, x], dim=1))
         for block in self.encoder_blocks:
             x = self._run_block(block, x)
         return self.encoder_norm(x)
 
-    def decode(self, encoded: Tensor, known: Tensor, wanted: Tensor) -> Tensor:
+    def decode(self, encoded: Tensor, known: Tensor, wanted: Tensor, positions: Positions | None = None) -> Tensor:
         """Decoder over all positions; its last block computes the wanted ones only.
 
         Args:
             encoded: the encoder's output [B, buffer + K, W].
             known, wanted: positions, ascending [B, K] and [B, T].
+            positions: of the tokens' grid; by default of the model's own.
 
         Returns:
             Conditions for the head [B, T, W].
         """
+        positions = positions or self.positions()
         x = self.decoder_embed(encoded)
         places = torch.cat([torch.arange(self.buffer_size, device=known.device).expand(len(known), -1), self.buffer_size + known], dim=1)
-        canvas = self.mask_token.to(x.dtype).expand(len(x), self.buffer_size + self.length, -1)
-        x = put_rows(canvas, places, x) + self.decoder_pos_embed_learned
+        canvas = self.mask_token.to(x.dtype).expand(len(x), len(positions.decoder), -1)
+        x = put_rows(canvas, places, x) + positions.decoder
         for block in self.decoder_blocks[:-1]:
             x = self._run_block(block, x)
         x = self._run_block(self.decoder_blocks[-1], x, self.buffer_size + wanted)
-        return self.decoder_norm(x) + self.diffusion_pos_embed_learned[0][wanted]
+        return self.decoder_norm(x) + positions.conditions[wanted]
 
     def _run_block(self, block: nn.Module, *inputs: Tensor) -> Tensor:
         if self.grad_checkpointing and self.training:
@@ -334,26 +362,31 @@ class MAR(nn.Module):
             The head's mean loss over masked tokens, a scalar.
         """
         tokens = self.patchify(latents)  # [B, L, C]
-        batch, copies = len(tokens), self.diffusion_batch_mul
-        order = (
-            torch.rand(tokens.shape[:2], device=tokens.device).argsort(1)
-            if mask is None
-            else mask.argsort(dim=1, descending=True, stable=True)
-        )
-        masked = self._masked_count() if mask is None else int(mask[0].sum())
-        wanted, known = order[:, :masked].sort().values, order[:, masked:].sort().values
-
-        dropped = torch.rand(batch, 1, device=tokens.device) < self.label_drop_prob
+        known, wanted = self.split(tokens, mask)
+        dropped = torch.rand(len(tokens), 1, device=tokens.device) < self.label_drop_prob
         class_embedding = torch.where(dropped, self.fake_latent, self.class_emb(labels))
         z = self.decode(self.encode(tokens, known, class_embedding), known, wanted)
+        return self.head_loss(tokens, wanted, z, timesteps, noise)
+
+    def split(self, tokens: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Positions of tokens [B, L, C] that training shows and asks for, ascending [B, K] and [B, T]; drawn without a `mask` [B, L]."""
+        if mask is None:
+            order, masked = torch.rand(tokens.shape[:2], device=tokens.device).argsort(1), self._masked_count(tokens.shape[1])
+        else:
+            order, masked = mask.argsort(dim=1, descending=True, stable=True), int(mask[0].sum())
+        return order[:, masked:].sort().values, order[:, :masked].sort().values
+
+    def head_loss(self, tokens: Tensor, wanted: Tensor, z: Tensor, timesteps: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+        """The head's mean loss over the `wanted` [B, T] of tokens [B, L, C], with conditions z [B, T, W]; the rest as in `forward`."""
+        copies = self.diffusion_batch_mul
         target = take_rows(tokens, wanted)
 
         def of_wanted(per_copy: Tensor) -> Tensor:  # [copies · B · L, ...] -> [copies · B · T, ...]
-            per_copy = per_copy.view(copies, batch, self.length, -1)
+            per_copy = per_copy.view(copies, *tokens.shape[:2], -1)
             rows = wanted[None, ..., None].expand(copies, -1, -1, per_copy.shape[-1])
             return per_copy.gather(2, rows).flatten(0, 2)
 
-        rows = copies * batch * masked
+        rows = copies * wanted.numel()
         t = (
             torch.randint(len(self.diffloss.process.timesteps), (rows,), device=z.device)
             if timesteps is None
@@ -362,11 +395,11 @@ class MAR(nn.Module):
         drawn = torch.randn(rows, target.shape[-1], device=z.device) if noise is None else of_wanted(noise)
         return self.diffloss(target.flatten(0, 1).repeat(copies, 1), z.flatten(0, 1).repeat(copies, 1), t, drawn)
 
-    def _masked_count(self) -> int:
-        """Tokens to mask, for a ratio from a normal (mean 1, standard deviation 0.25) truncated to [mask_ratio_min, 1]."""
+    def _masked_count(self, length: int) -> int:
+        """How many of `length` tokens to mask: a ratio from a normal (mean 1, deviation 0.25) truncated to [mask_ratio_min, 1]."""
         ratio = torch.empty(1)
         nn.init.trunc_normal_(ratio, mean=1.0, std=0.25, a=self.mask_ratio_min, b=1.0)
-        return math.ceil(self.length * ratio.item())
+        return math.ceil(length * ratio.item())
 
     def evaluations(self, schedule: StepSchedule, sampler: str, num_iter: int) -> list[int]:
         """Evaluations of the head at each AR step that `generate` would make with these settings."""

@@ -8,8 +8,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .. import distributed
 from ..checkpoints import load_into, read_checkpoint
 from ..files import atomic_write
+from . import sharding
 from .optimization import EMA
 
 LAST = "checkpoint-last.pth"
@@ -25,26 +27,29 @@ def save_training(
     steps_per_epoch: int,
     args: argparse.Namespace,
 ) -> None:
-    """Write everything that a resumed run needs, whole or not at all.
+    """Write everything that a resumed run needs, whole or not at all; every rank calls this.
 
     Keys are the released `model`, `model_ema`, `optimizer`, `epoch` (the last finished one), `scaler` and `args`; `step` is
     ours, and lets a run go on in the middle of an epoch.
     """
+    weights = sharding.whole(model.state_dict())
     state = {
-        "model": model.state_dict(),
-        "model_ema": {**model.state_dict(), **ema.average},
-        "optimizer": optimizer.state_dict(),
+        "model": weights,
+        "model_ema": {**weights, **sharding.whole(ema.average)},
+        "optimizer": sharding.whole(optimizer.state_dict()),
         "epoch": step // steps_per_epoch - 1,
         "scaler": scaler.state_dict(),
         "args": args,
         "step": step,
         "steps_per_epoch": steps_per_epoch,
     }
-    with atomic_write(path) as beside:
-        try:
-            torch.save(state, beside)
-        except RuntimeError as error:  # which is what torch makes of a full disk
-            raise OSError(f"{path} cannot be written ({str(error).splitlines()[0]})") from error
+    if distributed.is_main():
+        with atomic_write(path) as beside:
+            try:
+                torch.save(state, beside)
+            except RuntimeError as error:  # which is what torch makes of a full disk
+                raise OSError(f"{path} cannot be written ({str(error).splitlines()[0]})") from error
+    distributed.barrier()
 
 
 def load_training(
@@ -59,11 +64,12 @@ def load_training(
     missing = [key for key in ("model", "model_ema", "optimizer", "epoch") if key not in state]
     if missing:
         raise ValueError(f"{path} cannot be resumed: it has no {', '.join(missing)}; give a checkpoint-last.pth that training wrote")
-    load_into(model, state["model_ema"], path)  # checks it
-    ema.load(state["model_ema"])
-    load_into(model, state["model"], path)
+    averaged = sharding.like_weights(state["model_ema"], model)
+    load_into(model, averaged, path)  # checks it
+    ema.load(averaged)
+    load_into(model, sharding.like_weights(state["model"], model), path)
     try:
-        optimizer.load_state_dict(state["optimizer"])
+        optimizer.load_state_dict(sharding.like_optimizer(state["optimizer"], optimizer))
     except ValueError as error:
         raise ValueError(f"{path} is of another model: {str(error).splitlines()[-1].strip()}") from error
     if state.get("scaler"):

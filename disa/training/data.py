@@ -93,6 +93,10 @@ class TrainingData:
     dataset: TensorDataset | DatasetFolder
     to_latents: Callable[[Tensor], Tensor]
 
+    def prepare(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """A batch on the model's device -> the arguments of a class-conditional model's loss."""
+        return self.to_latents(inputs), labels
+
 
 def to_signed(pixels: Tensor) -> Tensor:
     """uint8 -> [-1, 1]."""

@@ -10,17 +10,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
-from torchvision.datasets import DatasetFolder
 from tqdm import tqdm
 
 from .. import distributed
 from ..flags import DTYPES
+from . import sharding
 from .checkpoint import LAST, load_training, save_training
 from .optimization import EMA, learning_rate, parameter_groups
 
@@ -125,8 +126,8 @@ def _stop_requests() -> Iterator[list[int]]:
 
 def train(
     model: nn.Module,
-    dataset: TensorDataset | DatasetFolder,
-    to_latents: Callable[[Tensor], Tensor],
+    dataset: Any,  # map-style, with a length
+    prepare: Callable[..., tuple[Any, ...]],
     settings: TrainingSettings,
     *,
     device: torch.device,
@@ -135,6 +136,7 @@ def train(
     args: argparse.Namespace,
     resume: Path | None = None,
     evaluate: Callable[[nn.Module, int], dict[str, float]] | None = None,
+    shard: bool = False,
 ) -> nn.Module:
     """Train `model` on `device`, in place; returns it holding the averaged weights.
 
@@ -142,13 +144,15 @@ def train(
     uninterrupted one would have done.
 
     Args:
-        dataset: items (input, label).
-        to_latents: a batch of inputs on `device` -> latents [B, C, H, W]; random augmentation belongs here.
+        dataset: items, tuples; the same item whenever asked for.
+        prepare: the parts of a batch of items, tensors on `device` -> the arguments of the model's `forward`; what is random
+            belongs here.
         output: folder of `checkpoint-last.pth`, from which a run in the same folder goes on.
         log: folder of the TensorBoard log.
         args: kept in the checkpoint, as released.
         resume: another checkpoint to go on from when `output` has none yet.
         evaluate: (model with averaged weights, epoch) -> scores for the log.
+        shard: split weights, gradients, average and optimiser over the ranks (FSDP) instead of copying them to each (DDP).
 
     Raises:
         FloatingPointError: the loss became NaN or infinite.
@@ -161,13 +165,15 @@ def train(
     images_a_step = settings.batch_size * world
     peak = settings.blr * images_a_step / 256 if settings.lr is None else settings.lr
 
+    start = last if last.is_file() else resume
     model.to(device).train()
+    if shard:
+        sharding.shard(model, device)
     ema = EMA(model, settings.ema_rate)
     optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=peak, betas=(0.9, 0.95))
     scaler = torch.amp.GradScaler(device.type, enabled=settings.dtype == torch.float16)
-    start = last if last.is_file() else resume
     step = load_training(start, model, ema, optimizer, scaler, steps_per_epoch) if start else 0
-    network = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None) if world > 1 else model
+    network = model if shard or world == 1 else DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
     total = settings.epochs * steps_per_epoch
     writer = SummaryWriter(str(log), purge_step=step) if distributed.is_main() else None
@@ -189,9 +195,7 @@ def train(
                 writer.add_scalar(f"eval/{name}", score, step)
 
     def save() -> None:
-        if distributed.is_main():
-            save_training(last, model, ema, optimizer, scaler, step, steps_per_epoch, args)
-        distributed.barrier()
+        save_training(last, model, ema, optimizer, scaler, step, steps_per_epoch, args)
 
     if evaluate is not None and step and step % steps_per_epoch == 0 and falls_on(settings.eval_epochs):
         evaluate_average()  # in case that is where the run was stopped; one that was finished is not repeated
@@ -203,7 +207,7 @@ def train(
             loader = DataLoader(
                 dataset, batch_sampler=batches, num_workers=settings.num_workers, pin_memory=settings.pin_memory and device.type == "cuda"
             )
-            for inputs, labels in loader:
+            for batch in loader:
                 torch.manual_seed((settings.seed * 1_000_003 + step) * world + distributed.rank())
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(
@@ -214,9 +218,9 @@ def train(
                         epochs=settings.epochs,
                         schedule=settings.lr_schedule,
                     )
-                latents = to_latents(inputs.to(device, non_blocking=True))
+                arguments = prepare(*(part.to(device, non_blocking=True) if isinstance(part, Tensor) else part for part in batch))
                 with torch.autocast(device.type, settings.dtype, enabled=settings.dtype != torch.float32):
-                    loss = network(latents, labels.to(device, non_blocking=True))
+                    loss = network(*arguments)
                 value = loss.item()
                 if not torch.isfinite(loss):
                     known = f"the last good checkpoint is {last}" if last.is_file() else "nothing was saved yet"
@@ -226,7 +230,7 @@ def train(
                 optimizer.zero_grad(set_to_none=True)
                 scaler.scale(loss).backward()
                 scaler.unscale_(optimizer)
-                norm = nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip or float("inf"))
+                norm = sharding.whole(nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip or float("inf")))
                 scaler.step(optimizer)
                 scaler.update()
                 ema.update()

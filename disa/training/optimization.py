@@ -33,11 +33,11 @@ def learning_rate(epoch: float, *, lr: float, min_lr: float, warmup_epochs: floa
 
 
 class EMA:
-    """Exponential moving average of a model's parameters, by their names."""
+    """Exponential moving average of a model's trained parameters, by their names."""
 
     def __init__(self, model: nn.Module, rate: float) -> None:
         self.rate = rate
-        self.parameters = dict(model.named_parameters())
+        self.parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.average = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
 
     @torch.no_grad()

@@ -23,7 +23,11 @@ def test_released_parameter_names_shapes_and_order(name):
 
 def test_released_tables_are_rebuilt():
     model = small_flowar(**TINY)
-    load_into(model, {**model.state_dict(), "mask": torch.zeros(1, 1, 9, 9), "encoder_blocks.0.attn.rope.freqs": torch.zeros(4)}, "file")
+    load_into(
+        model,
+        {**model.state_dict(), "mask": torch.full((1, 1, 9, 9), -torch.inf), "encoder_blocks.0.attn.rope.freqs": torch.zeros(4)},
+        "file",
+    )
 
 
 @pytest.mark.parametrize(("prefix", "cross_attention"), [("self", False), ("cross", True)])

@@ -94,7 +94,7 @@ def test_the_unconditional_half_is_left_out_where_guidance_is_off():
     assert sum(rows) == 50 * 64 + 2 * (38 + 26 + 15) * 64 + 2 * 3 * 64  # finished cells go through once more
 
 
-@pytest.mark.parametrize(("image_size", "cells_per_side"), [(256, 1), (256, 16), (512, 2), (64, 4)])
+@pytest.mark.parametrize(("image_size", "cells_per_side"), [(256, 1), (256, 4), (256, 8), (256, 16), (512, 2), (64, 4)])
 def test_any_grid(image_size, cells_per_side):
     model = small_xar(image_size=image_size, cells_per_side=cells_per_side, latent_channels=8, num_classes=10, depth=1)
     side, traces = image_size // 16, []

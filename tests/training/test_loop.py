@@ -39,11 +39,12 @@ def run(folder, model=None, **options):
     torch.manual_seed(0)
     model = model or build_model("mar", **{**SMALL_MAR, "label_drop_prob": 0.1, "proj_dropout": 0.1})
     generator = torch.Generator().manual_seed(0)
+    to_latents = options.pop("to_latents", lambda x: x)
     data = TensorDataset(torch.randn(18, 16, 4, 4, generator=generator).sign(), torch.arange(18) % 10)
     return train(
         model,
         data,
-        options.pop("to_latents", lambda x: x),
+        lambda inputs, labels: (to_latents(inputs), labels),
         settings,
         device=torch.device("cpu"),
         output=folder,

@@ -1,0 +1,6 @@
+# The small model that comes with the package, with DiSA.
+model = "harmon_fashion"
+text_tokenizer = None
+sampler = "DiSA"
+schedule = dict(upper=40, lower=5, strategy="linear")
+defaults = dict(image_size=32, num_iter=16)

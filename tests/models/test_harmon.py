@@ -1,0 +1,179 @@
+"""Harmon against the reference outputs, and what its prompts and caches must keep apart."""
+
+import pytest
+import torch
+
+from disa import Guidance, ImageNoise, StepSchedule, build_model
+from disa.checkpoints import manifest
+from disa.models.harmon import IGNORED
+from disa.text import TextTokenizer
+from tests.conftest import SMALL_MAR, ReplayedNoise, fill, load_json, load_reference, relative_error
+
+INDEX = load_json("harmon/index.json")
+SCHEDULE = StepSchedule(8, 3)  # of the recorded draws
+
+
+def small_harmon(**llm):
+    """The small Harmon of the reference outputs, with their weights."""
+    return fill(build_model("harmon", mar=SMALL_MAR, llm={**INDEX["llm"], **llm}, image_tokenizer="space_to_depth"))
+
+
+@pytest.mark.parametrize("name", INDEX["samples"])
+def test_generation_matches_the_reference(name):
+    settings, recorded = INDEX["samples"][name], load_reference(f"harmon/sample_{name}.npz")
+    traces = []
+    latents = small_harmon().generate(
+        input_ids=recorded["input_ids"],
+        attention_mask=recorded["attention_mask"],
+        image_shape=tuple(settings["image_shape"]),
+        num_iter=settings["num_iter"],
+        schedule=SCHEDULE,
+        guidance=Guidance(settings["cfg"], settings["cfg_schedule"]),
+        noise=ReplayedNoise(recorded),
+        on_step=traces.append,
+    )
+    assert relative_error(latents / 0.2325, recorded["latents_over_scale"].numpy()) <= 1e-4
+    assert len(traces) == settings["num_iter"]
+    assert sum(trace.tokens for trace in traces) == settings["image_shape"][0] * settings["image_shape"][1]
+
+
+def test_visual_features_match_the_reference():
+    model, recorded = small_harmon(), load_reference("harmon/visual_feature.npz")
+    tokens = recorded["tokens"].flatten(1, 2)
+    with torch.no_grad():
+        encoded = model.mar.encode(tokens, torch.arange(16).expand(2, -1), model.mar.fake_latent.expand(2, -1))
+        seen = model.see(recorded["tokens"].permute(0, 3, 1, 2))
+    assert relative_error(encoded, recorded["encoder"].numpy()) <= 1e-5
+    assert relative_error(seen, recorded["projected"].numpy()) <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["harmon_0.5b", "harmon_1.5b"])
+def test_names_and_shapes_are_the_released_ones(name):
+    with torch.device("meta"):
+        model = build_model(name)
+    known = manifest(name)
+    parameters = {key: list(value.shape) for key, value in model.named_parameters()}
+    assert parameters == known["parameters"]
+    assert {key: list(value.shape) for key, value in model.state_dict().items() if key not in parameters} == known["buffers"]
+
+
+def pad(rows):
+    length = max(map(len, rows))
+    return (
+        torch.tensor([[*row, *[0] * (length - len(row))] for row in rows]),
+        torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows]),
+    )
+
+
+def draw(model, prompts, seeds, **settings):
+    ids, mask = pad([*prompts, *[[7, 3, 1]] * len(prompts)])
+    return model.generate(
+        input_ids=ids, attention_mask=mask, num_iter=4, schedule=SCHEDULE, noise=ImageNoise(seeds), guidance=Guidance(3.0), **settings
+    )
+
+
+def test_prompts_of_different_lengths_in_one_batch_give_what_each_gives_alone():
+    model, prompts = small_harmon(), [[5, 9], [17, 33, 2, 8, 8, 41, 3], [90, 91, 92, 93]]
+    together = draw(model, prompts, [1, 2, 3], image_shape=(4, 6))
+    for i, prompt in enumerate(prompts):
+        alone = draw(model, [prompt], [i + 1], image_shape=(4, 6))
+        assert relative_error(together[i : i + 1], alone.numpy()) <= 1e-4
+    assert relative_error(together[:1], draw(model, [[6, 9]], [1], image_shape=(4, 6)).numpy()) > 1e-2  # the prompt matters
+
+
+def test_reading_leaves_no_trace_in_the_prompts_cache():
+    model = small_harmon()
+    ids, mask = pad([[5, 9, 17], [4]])
+    prompt, untouched = model.remember(ids, mask), model.remember(ids, mask)
+    torch.manual_seed(0)
+    first, second = torch.randn(2, 4 + 3, 48), torch.randn(2, 4 + 9, 48)
+    with torch.no_grad():
+        expected = model.read(second, untouched)
+        model.read(first, prompt)
+        model.read(second, prompt)
+        assert torch.equal(model.read(second, prompt), expected)
+    assert prompt.cache.get_seq_length() == 3
+
+
+def test_two_generations_interleave():
+    model = small_harmon()
+    alone = [draw(model, [[5, 9]], [seed]) for seed in (1, 2)]
+    inner = []
+
+    def start_another(trace):
+        if trace.step == 1:
+            inner.append(draw(model, [[5, 9]], [2]))
+
+    assert torch.equal(draw(model, [[5, 9]], [1], on_step=start_another), alone[0])
+    assert torch.equal(inner[0], alone[1])
+
+
+def test_training_losses_reach_every_trained_parameter():
+    torch.manual_seed(0)
+    model = small_harmon().train()
+    latents = torch.randn(2, 16, 4, 4)
+    image_token, length = 127, 16 + SMALL_MAR["buffer_size"]
+    asked = torch.tensor([[5, *[image_token] * length, 9, 17, 2], [5, *[image_token] * length, 8, 33, 2]])
+    labels = torch.full_like(asked, IGNORED)
+    labels[:, -2:] = asked[:, -2:]
+    ids, mask = pad([[5, 9, 17], [4]])
+    answering = {
+        "latents": latents,
+        "input_ids": asked,
+        "attention_mask": torch.ones_like(asked),
+        "labels": labels,
+        "image_token": image_token,
+    }
+    model({"latents": latents, "input_ids": ids, "attention_mask": mask}, answering).backward()
+    missed = [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
+    assert missed == []
+
+
+def test_padding_does_not_change_the_losses():
+    model, latents = small_harmon(), torch.randn(1, 16, 4, 4, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(1, 16).index_fill(1, torch.arange(10), 1)
+    given = {"mask": mask, "timesteps": torch.full((32,), 400), "noise": torch.ones(32, 16)}
+    losses = [
+        model.drawing_loss(latents, torch.tensor([ids]), torch.tensor([valid]), **given)
+        for ids, valid in (([5, 9], [1, 1]), ([5, 9, 3, 3], [1, 1, 0, 0]), ([5, 9, 3, 3], [1, 1, 1, 1]))
+    ]
+    torch.testing.assert_close(losses[0], losses[1])
+    assert not torch.isclose(losses[0], losses[2])
+
+
+def test_gradients_into_the_visual_features_are_scaled():
+    image_token, length = 127, 16 + SMALL_MAR["buffer_size"]
+    asked = torch.tensor([[5, *[image_token] * length, 9, 17]])
+    labels = torch.full_like(asked, IGNORED)
+    labels[:, -1:] = 17
+    gradients = []
+    for training in (False, True):
+        model = small_harmon().train(training)
+        latents = torch.ones(1, 16, 4, 4)
+        model.answering_loss(latents, asked, torch.ones_like(asked), labels, image_token).backward()
+        gradients.append(model.mar.z_proj.weight.grad)
+    torch.testing.assert_close(0.1 * gradients[0], gradients[1])
+
+
+def test_impossible_settings_are_refused():
+    model, noise = small_harmon(), ImageNoise([1])
+    ids = torch.tensor([[5, 9]])
+    for settings, named in (
+        ({}, "either prompts or input_ids"),
+        ({"prompts": ["a dog"]}, "no text tokenizer"),
+        ({"input_ids": ids}, "1 rows; with guidance"),
+        ({"input_ids": ids.repeat(2, 1), "image_shape": (16, 16)}, "positions, and the language model has 256"),
+        ({"input_ids": ids.repeat(2, 1), "num_iter": 17}, "num_iter is 17"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            model.generate(**{"num_iter": 4, "noise": noise, **settings})
+    with pytest.raises(ValueError, match="image tokens; an image takes 20"):
+        model.answer(torch.zeros(1, 16, 4, 4), ids, 127)
+
+
+def test_prompts_and_their_ids_give_the_same_image():
+    model = build_model("harmon_fashion").eval()
+    model.text = TextTokenizer.load("disa/bundled/harmon_fashion_tokenizer.json")
+    settings = {"num_iter": 2, "schedule": StepSchedule(3, 2), "noise": ImageNoise([1])}
+    ids, mask = model.text.drawing_prompts(["a bright sneaker"], guided=True)
+    assert torch.equal(model.generate(["a bright sneaker"], **settings), model.generate(input_ids=ids, attention_mask=mask, **settings))

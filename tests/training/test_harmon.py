@@ -1,0 +1,146 @@
+"""What Harmon is trained on, and its training from a config."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from disa import load_model
+from disa.checkpoints import BUNDLED_WEIGHTS
+from disa.models.harmon import IGNORED
+from disa.models.tokenizer import AutoencoderKL
+from disa.text import TextTokenizer
+from disa.training.harmon import ImageTexts, answering_batch, drawing_batch, folder_text, load_training_config, run_training
+from tests.test_flags import ROOT
+from tests.training.test_data import write_idx
+
+TEXT = TextTokenizer.load(BUNDLED_WEIGHTS / "harmon_fashion_tokenizer.json")
+LATENTS = torch.zeros(2, 16, 8, 8)
+
+
+def test_some_captions_are_replaced_by_the_unconditional_prompt():
+    torch.manual_seed(0)
+    whole = drawing_batch(TEXT, LATENTS, ["a dark bag", "a sneaker"], 0.0)
+    assert [TEXT.tokenizer.decode(row[mask.bool()]) for row, mask in zip(whole["input_ids"], whole["attention_mask"], strict=True)] == [
+        f"<|im_start|>user\nGenerate an image: {caption}<|im_end|>\n<|im_start|>assistant\n" for caption in ("a dark bag", "a sneaker")
+    ]
+    dropped = drawing_batch(TEXT, LATENTS, ["a dark bag", "a sneaker"], 1.0)
+    assert TEXT.tokenizer.decode(dropped["input_ids"][0]) == "<|im_start|>user\nGenerate an image.<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_the_loss_is_on_the_answers():
+    batch = answering_batch(TEXT, LATENTS, [("What is this?", "a bag"), ("Describe the image.", "a dark wide sneaker")], 4)
+    ids, labels = batch["input_ids"], batch["labels"]
+    assert (ids == TEXT.image_token).sum(1).tolist() == [68, 68]
+    assert [TEXT.tokenizer.decode(row[row != IGNORED]) for row in labels] == ["a bag<|im_end|>", "a dark wide sneaker<|im_end|>"]
+    assert torch.equal(ids[labels != IGNORED], labels[labels != IGNORED])
+    assert (batch["attention_mask"][labels != IGNORED] == 1).all()
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Three images with captions in three places, and one with a question."""
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "b.png", "c.jpg"):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(tmp_path / "images" / name)
+    (tmp_path / "captions").mkdir()
+    (tmp_path / "captions" / "b.json").write_text(json.dumps({"caption": "a b", "re_caption": "a long b"}))
+    drawn = [{"image": "a.png", "caption": "an a"}, {"image": "b.png", "annotation": "b.json"}]
+    asked = [{"image": "c.jpg", "conversations": [{"value": "<image>\nWhat is it?"}, {"value": "c"}]}]
+    for name, entries in (("drawn", drawn), ("asked", asked)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(entries))
+    drawing = {"data_path": tmp_path / "drawn.json", "local_folder": tmp_path / "images", "cap_folder": tmp_path / "captions"}
+    return drawing, {"data_path": tmp_path / "asked.json", "local_folder": tmp_path / "images"}
+
+
+def test_folders_in_the_released_layout(folders):
+    drawing, answering = folders
+    data = ImageTexts(drawing, answering, 32)
+    assert len(data) == 2
+    assert [(caption, question, answer) for _, caption, _, question, answer in data] == [
+        ("an a", "What is it?", "c"),
+        ("a b", "What is it?", "c"),
+    ]
+    assert data[0][0].shape == data[0][2].shape == (3, 32, 32)
+    assert ImageTexts({**drawing, "cap_source": "re_caption"}, None, 32)[1][1] == "a long b"
+    text = folder_text(TEXT, AutoencoderKL(width=32), 4, drawing=drawing, answering=answering, image_size=32)
+    pixels, caption, asked, question, answer = text.dataset[0]
+    drawn, answered = text.prepare(pixels[None], [caption], asked[None], [question], [answer])
+    assert drawn["latents"].shape == answered["latents"].shape == (1, 16, 2, 2)
+
+
+def test_broken_lists_are_named(folders, tmp_path):
+    drawing, answering = folders
+    for content, named in (("{", "is no JSON"), ("[]", "is no list"), ('[{"picture": 1}]', "is no list")):
+        (tmp_path / "broken.json").write_text(content)
+        with pytest.raises(ValueError, match=named):
+            ImageTexts({**drawing, "data_path": tmp_path / "broken.json"}, None, 32)
+    (tmp_path / "images" / "a.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"a.png cannot be read as an image"):
+        ImageTexts(drawing, answering, 32)[0]
+    with pytest.raises(ValueError, match="has no caption under 'other'"):
+        ImageTexts({**drawing, "cap_source": "other"}, None, 32)[1]
+    with pytest.raises(FileNotFoundError):
+        ImageTexts({**drawing, "data_path": tmp_path / "missing.json"}, None, 32)
+
+
+TINY = {
+    "mar": {"width": 16, "depth": 1, "num_heads": 2, "head_depth": 1, "head_width": 16},
+    "llm": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 16},
+}
+
+
+@pytest.fixture
+def config(tmp_path):
+    rng = np.random.default_rng(0)
+    write_idx(tmp_path / "train-images-idx3-ubyte", rng.integers(0, 256, (12, 28, 28), np.uint8), False)
+    write_idx(tmp_path / "train-labels-idx1-ubyte", np.arange(12, dtype=np.uint8) % 10, False)
+    path = tmp_path / "config.py"
+    path.write_text(
+        f"model = 'harmon_fashion'\nmar = {TINY['mar']}\nllm = {TINY['llm']}\n"
+        f"data = dict(type='fashion', root={str(tmp_path)!r})\ntraining = dict(batch_size=4, epochs=2, lr=1e-3)\n"
+    )
+    return str(path)
+
+
+def test_training_from_a_config_gives_a_model_that_loads(config, tmp_path, capsys):
+    run_training(load_training_config(config), tmp_path / "out", device="cpu")
+    assert "12 items, 1 ranks on cpu" in capsys.readouterr().out
+    content = torch.load(tmp_path / "out" / "checkpoint-last.pth", weights_only=False)
+    assert content["step"] == 6 and not any(name.startswith("vae") for name in content["model"])
+    assert load_model("harmon_fashion", tmp_path / "out", **TINY).text is not None
+    # A second run finds it finished.
+    run_training(load_training_config(config), tmp_path / "out", device="cpu")
+    # The language model stays as it was where it is frozen.
+    frozen = {**load_training_config(config), "freeze_llm": True, "checkpoint": str(tmp_path / "out")}
+    run_training(frozen, tmp_path / "frozen", device="cpu")
+    after = torch.load(tmp_path / "frozen" / "checkpoint-last.pth", weights_only=False)["model"]
+    for name, value in content["model_ema"].items():
+        assert torch.equal(after[name], value) == (name.startswith("llm.") or name == "mar.class_emb.weight"), name
+
+
+def test_configs_say_what_they_lack(config, tmp_path):
+    assert load_training_config(config, {"training.lr": 3e-4}, seed=7)["training"] | {"lr": 3e-4, "seed": 7} == {
+        **load_training_config(config)["training"],
+        "lr": 3e-4,
+        "seed": 7,
+    }
+    for content, named in (
+        ("model = 'harmon_fashion'", "says nothing on data"),
+        ("model = 'harmon_fashion'\ndata = dict()\nmodle = 1", "has modle; allowed are"),
+        ("model = 'harmon_fashion'\ndata = dict()\ntraining = dict(steps=1)", "training has steps; allowed are"),
+    ):
+        (tmp_path / "wrong.py").write_text(content)
+        with pytest.raises(ValueError, match=named):
+            load_training_config(str(tmp_path / "wrong.py"))
+    for data in ({"type": "folders"}, {}):
+        with pytest.raises(ValueError, match="harmon_fashion is trained on fashion"):
+            run_training({**load_training_config(config), "data": data}, tmp_path / "out", device="cpu")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "Harmon_DiSA" / "configs" / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_examples_are_whole(path):
+    assert load_training_config(str(path))["model"].startswith("harmon_")
