@@ -60,7 +60,7 @@ def naming_accuracy(model: Harmon, count: int, batch: int, device: torch.device)
     """Share of test images whose class the answer to "What is this?" names."""
     assert model.text is not None
     images, labels = (part[:count] for part in fashion_mnist(False))
-    question = torch.tensor([model.text.question("What is this?", model.mar.length + model.mar.buffer_size)], device=device)
+    question = torch.tensor([model.text.question("What is this?", model.image_tokens((model.mar.grid, model.mar.grid)))], device=device)
     hits = 0
     for pixels, wanted in zip(tqdm(images.split(batch), desc="asking", unit="batch"), labels.split(batch), strict=True):
         latents = model.vae.encode(to_signed(pixels)[:, None].to(device))

@@ -244,7 +244,8 @@ def export(path: str | Path, out: str | Path, weights: str = "ema", dtype: torch
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    state = {name: value.to(dtype).contiguous() for name, value in open_checkpoint(path, weights).items()}
+    # Cloned, for safetensors takes no two names of one memory.
+    state = {name: value.to(dtype).clone(memory_format=torch.contiguous_format) for name, value in open_checkpoint(path, weights).items()}
     with atomic_write(out) as beside:
         try:
             save_file(state, beside)

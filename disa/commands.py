@@ -19,7 +19,7 @@ from .flags import DTYPES, parse
 from .models import MODELS, build_model
 from .models.tokenizer import SpaceToDepth, Tokenizer
 from .sampling import LabelSampler, Sampling
-from .training.checkpoint import LAST
+from .training.checkpoint import LAST, find_checkpoint
 from .training.data import TrainingData, cached_data, fashion_data, image_folder_data
 from .training.loop import settings_from_flags, train
 
@@ -182,11 +182,7 @@ def run_training(args: argparse.Namespace, family: Family, device: torch.device)
         }
 
     output = Path(args.output_dir)
-    resume = Path(args.resume) if args.resume else None
-    if resume is not None and resume.is_dir():
-        resume = resume / LAST
-    if resume is not None and not resume.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {resume} to resume from")
+    resume = find_checkpoint(args.resume) if args.resume else None
     parameters = sum(parameter.numel() for parameter in model.parameters())
     say(f"{parameters:,} parameters, {len(data.dataset):,} images, {distributed.world_size()} ranks on {device.type}")
     train(

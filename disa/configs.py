@@ -22,7 +22,7 @@ def read_config(path: str | Path, needed: Collection[str], options: Mapping[str,
         config = Config.fromfile(path)
         config.merge_from_dict(dict(options or {}))
     except Exception as error:  # it is Python, and can fail in any way
-        raise ValueError(f"{path} cannot be read as a config ({str(error).strip().splitlines()[-1]})") from error
+        raise ValueError(f"{path} cannot be read as a config ({(str(error).strip() or type(error).__name__).splitlines()[-1]})") from error
     if lacking := [key for key in needed if key not in config]:
         raise ValueError(f"{path} says nothing on {', '.join(lacking)}; see the examples in configs/")
     return config

@@ -9,28 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
 from . import distributed
 from .checkpoints import load_model
 from .configs import read_config
 from .evaluation import fingerprint
 from .flags import DTYPES, HelpFormatter
-from .generation import image_seed
 from .guidance import Guidance
 from .models.tokenizer import SpaceToDepth
 from .sampling import PromptSampler, Sampling
 from .schedule import StepSchedule
 from .text import DRAW_ANYTHING, TextTokenizer
 from .trace import StepTrace
+from .training.transforms import pad_and_resize
 
 # What an image depends on besides its prompt, its number and the weights.
 SETTINGS = (
     *("image_size", "num_iter", "cfg", "cfg_schedule", "cfg_prompt", "temperature", "sampler", "upper_steps", "lower_steps"),
     *("annealing_strategy", "seed", "dtype"),
 )
-GREY = 127  # around an image that is asked about
 
 
 def read_drawing_config(path: str | Path) -> Any:
@@ -45,6 +45,12 @@ def read_drawing_config(path: str | Path) -> Any:
     return config
 
 
+def _pixels(text: str) -> int | str:
+    """An image size as settings record it: 512 and 512x512 are one; what is no size is refused later, by `image_shape`."""
+    sides = set(text.lower().split("x"))
+    return int(text.lower().split("x")[0]) if len(sides) == 1 and next(iter(sides)).isdecimal() else text
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """A parser with the flags of every command."""
     result = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
@@ -52,7 +58,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     group = result.add_argument_group("model")
     group.add_argument("--checkpoint", help="file or folder of weights; to use a model that comes with the package, none")
     group.add_argument("--vae_path", help="KL-16 tokenizer, where the checkpoint holds none")
-    group.add_argument("--image_size", default=512, help="pixels a side, or height x width like 512x768; multiples of 16")
+    group.add_argument("--image_size", default=512, type=_pixels, help="pixels a side, or height x width like 512x768; multiples of 16")
     group.add_argument("--device", default="auto", help="auto (what is there), cuda, cpu or mps")
     group.add_argument("--dtype", default="float32", choices=DTYPES, help="of the networks")
     return result
@@ -77,7 +83,11 @@ def add_drawing_flags(parser: argparse.ArgumentParser) -> None:
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Any]:
     """The flags and the config that they name, whose values are the defaults of flags."""
-    config = read_drawing_config(parser.parse_args(argv).config)
+    path = parser.parse_args(argv).config
+    config = read_drawing_config(path)
+    known = vars(parser.parse_args(argv))
+    if unknown := [name for name in config.defaults if name not in known]:
+        raise ValueError(f"{path}: defaults has {', '.join(unknown)}; allowed are {', '.join(known)}")
     schedule = config.schedule
     parser.set_defaults(
         sampler=config.sampler,
@@ -137,7 +147,6 @@ def get_sampler(
     for name in ("grid_size", "batch_size"):
         if getattr(args, name) < 1:
             raise ValueError(f"{name} is {getattr(args, name)}; it must be at least 1")
-    image_seed(args.seed, 0)
     schedule, guidance = StepSchedule(args.upper_steps, args.lower_steps, args.annealing_strategy), Guidance(args.cfg, args.cfg_schedule)
     return PromptSampler(
         model,
@@ -156,23 +165,7 @@ def describe(args: argparse.Namespace, config: Any, model: Any) -> dict[str, Any
     return {"model": config.model, "weights": fingerprint(model), **{name: getattr(args, name) for name in SETTINGS}}
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """The picture in a file, upright, in RGB.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    try:
-        return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as an image ({error})") from error
-
-
 def fit_image(image: Image.Image, height: int, width: int, model: Any) -> Tensor:
     """An RGB picture for `model.vae`, padded with grey to the shape of height × width, then resized: [1, 1 or 3, H, W] in [-1, 1]."""
-    scale = max(image.width / width, image.height / height)
-    canvas = Image.new("RGB", (round(width * scale), round(height * scale)), (GREY, GREY, GREY))
-    canvas.paste(image, ((canvas.width - image.width) // 2, (canvas.height - image.height) // 2))
-    resized = canvas.resize((width, height), Image.Resampling.BICUBIC).convert("L" if isinstance(model.vae, SpaceToDepth) else "RGB")
-    pixels = torch.frombuffer(bytearray(resized.tobytes()), dtype=torch.uint8).view(height, width, -1).permute(2, 0, 1)
-    return pixels[None].float() / 127.5 - 1
+    resized = pad_and_resize(image, height, width).convert("L" if isinstance(model.vae, SpaceToDepth) else "RGB")
+    return pil_to_tensor(resized)[None].float() / 127.5 - 1

@@ -51,8 +51,13 @@ class TextTokenizer:
         return len(self.tokenizer)
 
     def ids(self, text: str) -> list[int]:
-        """Token ids of `text`, nothing added."""
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        """Token ids of `text`, nothing added; what looks like a special token in it is plain text."""
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+    def turn(self, *parts: str | list[int]) -> list[int]:
+        """The template's ids around what the user says: text, or ids."""
+        before, after = (self.tokenizer.encode(text, add_special_tokens=False) for text in TEMPLATE.split("{}"))
+        return [*before, *(one for part in parts for one in (self.ids(part) if isinstance(part, str) else part)), *after]
 
     def decode(self, ids: Sequence[int] | Tensor) -> str:
         """The text of token ids, without special tokens."""
@@ -74,15 +79,16 @@ class TextTokenizer:
         """
         if not prompts or not all(prompt.strip() for prompt in prompts):
             raise ValueError("a prompt is empty; say what to draw")
-        rows = [TEMPLATE.format(DRAW.format(prompt.strip())) for prompt in prompts]
-        return self.pad([self.ids(text) for text in rows + ([TEMPLATE.format(cfg_prompt)] * len(rows) if guided else [])])
+        rows = [DRAW.format(prompt.strip()) for prompt in prompts]
+        return self.pad([self.turn(text) for text in rows + ([cfg_prompt] * len(rows) if guided else [])])
 
     def question(self, prompt: str, image_tokens: int) -> list[int]:
-        """Token ids of a question on an image that takes `image_tokens` positions.
+        """Token ids of a question on an image that takes `image_tokens` positions; where the prompt itself names it, it is passed over.
 
         Raises:
             ValueError: the prompt is empty.
         """
-        if not prompt.strip():
+        prompt = prompt.replace(IMAGE, "").strip()
+        if not prompt:
             raise ValueError("the prompt is empty; ask something")
-        return self.ids(TEMPLATE.format(IMAGE * image_tokens + "\n" + prompt.strip()))
+        return self.turn([self.image_token] * image_tokens, "\n" + prompt)

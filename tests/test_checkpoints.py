@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import disa.models.harmon
 from disa import build_model, checkpoints
-from disa.checkpoints import download, fetch, load_into, load_model, load_tokenizer, manifest, open_checkpoint, verify
+from disa.checkpoints import download, export, fetch, load_into, load_model, load_tokenizer, manifest, open_checkpoint, verify
 from disa.models.tokenizer import AutoencoderKL
 from tests.conftest import SMALL_MAR
 
@@ -462,6 +462,13 @@ def state_of(name: str) -> dict[str, torch.Tensor]:
 def test_verify_finds_the_manifest(tmp_path, name):
     torch.save({"model": state_of(name)}, tmp_path / "weights.pth")
     assert verify(tmp_path / "weights.pth") == (name, [])
+
+
+def test_export_of_two_names_for_one_weight(tmp_path):
+    weight = torch.randn(3, 3)
+    torch.save({"embed": weight, "head": weight}, tmp_path / "tied.pth")
+    export(tmp_path / "tied.pth", tmp_path / "tied.safetensors")
+    assert equal(open_checkpoint(tmp_path / "tied.safetensors"), {"embed": weight, "head": weight})
 
 
 def test_verify_lets_a_released_attention_mask_be_infinite(tmp_path):

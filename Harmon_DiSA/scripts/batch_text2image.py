@@ -45,7 +45,7 @@ def read_entries(path: Path) -> list[dict[str, Any]]:
         raise FileNotFoundError(f"there is no --data {path}")
     try:
         text = path.read_text(encoding="utf-8")
-        found = [json.loads(line) for line in text.splitlines() if line.strip()] if path.suffix == ".jsonl" else json.loads(text)
+        found = [json.loads(line) for line in text.split("\n") if line.strip()] if path.suffix == ".jsonl" else json.loads(text)
     except ValueError as error:
         raise ValueError(f"--data {path} cannot be read as JSON ({error})") from error
     entries = [{"prompt": entry} if isinstance(entry, str) else entry for entry in found] if isinstance(found, list) else []

@@ -8,7 +8,8 @@ import torch
 
 from disa.cli import run
 from disa.distributed import resolve_device
-from disa.prompted import fit_image, image_shape, load, open_image, parse, parser
+from disa.prompted import fit_image, image_shape, load, parse, parser
+from disa.training.transforms import open_image
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -29,7 +30,7 @@ def main() -> None:
     device = resolve_device(args.device)
     model = load(args, config, device)
     rows, columns = image_shape(args.image_size, model.vae.stride)
-    question = model.text.question(args.prompt, rows * columns + model.mar.buffer_size)
+    question = model.text.question(args.prompt, model.image_tokens((rows, columns)))
     room = model.llm.config.max_position_embeddings - len(question)
     if room < 1:
         raise ValueError(

@@ -20,7 +20,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, help="of everything; by default the config's, or 1")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="config values to replace, such as training.lr=1e-5")
     parser.add_argument("--device", default="auto", help="auto (what is there), cuda, cpu or mps")
-    parser.add_argument("--launcher", default="none", choices=("none", "pytorch", "slurm", "mpi"), help="without effect: found out")
+    parser.add_argument("--launcher", default="none", choices=("none", "pytorch"), help="without effect: torchrun is noticed")
     parser.add_argument("--local_rank", "--local-rank", default=0, type=int, help="without effect: the launcher sets it")
     parser.add_argument("--deepspeed", help="without effect: `accelerate launch` shards, see README.md")
     return parser

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..diffusion import step_timesteps
 from ..guidance import Guidance
 from ..noise import NoiseSource
 from ..schedule import StepSchedule
@@ -35,16 +34,12 @@ class Prompt:
     """What the language model remembers of prompts, padded on the right.
 
     Attributes:
-        cache: keys and values of every layer (transformers' DynamicCache), of `length` tokens before and after each use.
-        mask: which of them are no padding, bool [N, length].
+        cache: keys and values of every layer (transformers' DynamicCache), of T tokens before and after each use.
+        mask: which of them are no padding, bool [N, T].
     """
 
     cache: Any
     mask: Tensor
-
-    @property
-    def length(self) -> int:
-        return self.mask.shape[1]
 
 
 def _tie_word_embeddings(model: Harmon, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
@@ -87,7 +82,20 @@ class Harmon(nn.Module):
         # What turns `prompts` into token ids; whoever loads a model attaches it, for it comes from files.
         self.text: TextTokenizer | None = None
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Harmon:
+        # In a half type, the language model's angles would be off by radians at positions beyond a thousand: they stay float32.
+        rotary = self.llm.model.rotary_emb
+        angles = dict(rotary.named_buffers())
+        super()._apply(fn, recurse)
+        for name, buffer in rotary.named_buffers():
+            rotary.register_buffer(name, angles[name].to(buffer.device), persistent=False)
+        return self
+
     # ------------------------------------------------------------------------------------------------- text and image meet
+
+    def image_tokens(self, shape: tuple[int, int]) -> int:
+        """Positions that an image of `shape` (rows, columns) takes in the language model."""
+        return shape[0] * shape[1] + self.mar.buffer_size
 
     def _buffer_last(self, x: Tensor) -> Tensor:
         """MAR's order, [N, buffer + K, W], into the language model's: it reads the image first, then the buffer."""
@@ -181,6 +189,7 @@ class Harmon(nn.Module):
             inputs_embeds=torch.cat([text, seen.to(text.dtype)], dim=1),
             attention_mask=valid.long(),
             position_ids=(valid.long().cumsum(1) - 1).clamp(min=0),
+            use_cache=False,
         ).last_hidden_state[:, -seen.shape[1] :]
         z = self.mar.decode(encoded + self.proj_out(self._buffer_first(hidden)), known, wanted, positions)
         return self.mar.head_loss(tokens, wanted, z, timesteps, noise)
@@ -194,7 +203,8 @@ class Harmon(nn.Module):
             labels: `input_ids` where there is a loss, IGNORED elsewhere [B, T].
             image_token: the id that stands for a visual feature.
         """
-        hidden = self.llm.model(inputs_embeds=self._embed(latents, input_ids, image_token), attention_mask=attention_mask).last_hidden_state
+        embedded = self._embed(latents, input_ids, image_token)
+        hidden = self.llm.model(inputs_embeds=embedded, attention_mask=attention_mask, use_cache=False).last_hidden_state
         answered = labels[:, 1:] != IGNORED  # a position says the next token
         return F.cross_entropy(self.llm.lm_head(hidden[:, :-1][answered]).float(), labels[:, 1:][answered])
 
@@ -202,7 +212,7 @@ class Harmon(nn.Module):
 
     def evaluations(self, schedule: StepSchedule, sampler: str, num_iter: int) -> list[int]:
         """Evaluations of the head at each AR step that `generate` would make with these settings."""
-        return [len(timesteps) for timesteps in step_timesteps(sampler, schedule, num_iter)]
+        return self.mar.evaluations(schedule, sampler, num_iter)
 
     @torch.no_grad()
     def generate(
@@ -259,7 +269,7 @@ class Harmon(nn.Module):
         shape = image_shape or (self.mar.grid, self.mar.grid)
         if min(shape) < 1:
             raise ValueError(f"image_shape is {shape}; rows and columns must be at least 1")
-        room, needed = self.llm.config.max_position_embeddings, input_ids.shape[1] + shape[0] * shape[1] + self.mar.buffer_size
+        room, needed = self.llm.config.max_position_embeddings, input_ids.shape[1] + self.image_tokens(shape)
         if needed > room:
             raise ValueError(
                 f"prompt and image take {needed} positions, and the language model has {room}; shorten the prompt or the image"
@@ -289,15 +299,15 @@ class Harmon(nn.Module):
 
     @torch.no_grad()
     def answer(self, latents: Tensor, input_ids: Tensor, image_token: int, **generation: Any) -> Tensor:
-        """Token ids of the answer to a prompt with an image in it.
+        """Token ids of the answers to prompts with an image in each.
 
         Args:
-            latents: [1, C, H, W], unit variance.
-            input_ids: [1, T], with `image_token` where each visual feature belongs.
+            latents: [B, C, H, W], unit variance.
+            input_ids: [B, T], with `image_token` where each visual feature belongs.
             generation: for transformers' `generate`, such as max_new_tokens, do_sample, streamer.
 
         Returns:
-            int64 [1, new tokens].
+            int64 [B, new tokens].
         """
         embedded = self._embed(latents, input_ids, image_token)
         check_finite(embedded, "visual features")

@@ -15,7 +15,7 @@ NARROW, WIDE = 18, 25
 GARMENT = 16  # a pixel brighter than this belongs to the garment
 
 QUESTIONS = ("Describe the image in detail.", "Describe the image.", "What is this?", "What is in the picture?", "Name the garment.")
-# Frames of the description: a caption has one word to twelve.
+# Frames of the description: a caption has one word to thirteen.
 FRAMES = ("{}", "a {}", "a photo of a {}", "a picture of a {}", "a grey photo of a {} on a black ground")
 
 

@@ -32,7 +32,9 @@ def save_training(
     Keys are the released `model`, `model_ema`, `optimizer`, `epoch` (the last finished one), `scaler` and `args`; `step` is
     ours, and lets a run go on in the middle of an epoch.
     """
-    weights = sharding.whole(model.state_dict())
+    # Without second names of a weight (Harmon's output layer is its embedding): the average would not reach them.
+    own = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    weights = sharding.whole({name: value for name, value in model.state_dict().items() if name in own})
     state = {
         "model": weights,
         "model_ema": {**weights, **sharding.whole(ema.average)},
@@ -50,6 +52,18 @@ def save_training(
             except RuntimeError as error:  # which is what torch makes of a full disk
                 raise OSError(f"{path} cannot be written ({str(error).splitlines()[0]})") from error
     distributed.barrier()
+
+
+def find_checkpoint(resume: str | Path) -> Path:
+    """The checkpoint that `resume` names: a file, or a folder with checkpoint-last.pth.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    path = Path(resume) / LAST if Path(resume).is_dir() else Path(resume)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path} to resume from")
+    return path
 
 
 def load_training(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -13,13 +14,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
+from torchvision.transforms.functional import pil_to_tensor
 
+from .. import distributed
+from ..checkpoints import BUNDLED_WEIGHTS, load_into, load_model, load_tokenizer, open_checkpoint
 from ..configs import read_config
+from ..flags import DTYPES
+from ..models import MODELS, build_model
 from ..models.harmon import IGNORED
 from ..models.tokenizer import AutoencoderKL, Tokenizer
-from ..text import DRAW, DRAW_ANYTHING, END, TEMPLATE, TextTokenizer
+from ..text import DRAW, DRAW_ANYTHING, TextTokenizer
 from .captions import draw_captions, draw_questions
+from .checkpoint import find_checkpoint
 from .data import crop_to_tensor, fashion_mnist, to_signed
+from .loop import TrainingSettings, train
+from .transforms import open_image, pad_and_resize
 
 
 @dataclass(frozen=True)
@@ -38,8 +47,8 @@ class TextData:
 def drawing_batch(text: TextTokenizer, latents: Tensor, captions: Sequence[str], drop: float) -> dict[str, Any]:
     """Latents [B, C, H, W] and their captions, a share `drop` of them replaced by the unconditional prompt: `drawing_loss`'s arguments."""
     dropped = (torch.rand(len(captions)) < drop).tolist()
-    prompts = [DRAW_ANYTHING if drop else DRAW.format(caption) for caption, drop in zip(captions, dropped, strict=True)]
-    ids, mask = text.pad([text.ids(TEMPLATE.format(prompt)) for prompt in prompts])
+    prompts = [DRAW_ANYTHING if unsaid else DRAW.format(caption) for caption, unsaid in zip(captions, dropped, strict=True)]
+    ids, mask = text.pad([text.turn(prompt) for prompt in prompts])
     return {"latents": latents, "input_ids": ids.to(latents.device), "attention_mask": mask.to(latents.device)}
 
 
@@ -47,7 +56,7 @@ def answering_batch(text: TextTokenizer, latents: Tensor, pairs: Sequence[tuple[
     """Latents [B, C, H, W] and a question and its answer on each: `answering_loss`'s arguments."""
     image_tokens = latents.shape[2] * latents.shape[3] + buffer_size
     questions = [text.question(question, image_tokens) for question, _ in pairs]
-    answers = [text.ids(answer + END) for _, answer in pairs]
+    answers = [[*text.ids(answer), text.end_token] for _, answer in pairs]
     ids, mask = text.pad([question + answer for question, answer in zip(questions, answers, strict=True)])
     labels, _ = text.pad([[IGNORED] * len(q) + a for q, a in zip(questions, answers, strict=True)], IGNORED)
     device = latents.device
@@ -85,7 +94,7 @@ class ImageTexts(Dataset[tuple[Any, ...]]):
 
     Raises:
         ValueError: a list or an entry is not of this layout.
-        FileNotFoundError: a file is not there.
+        FileNotFoundError: a list is not there.
     """
 
     def __init__(self, drawing: dict[str, Any], answering: dict[str, Any] | None, image_size: int) -> None:
@@ -97,33 +106,38 @@ class ImageTexts(Dataset[tuple[Any, ...]]):
         return max(len(self.drawn), len(self.asked))
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
+        if index >= len(self):
+            raise IndexError(index)
         entry = self.drawn[index % len(self.drawn)]
-        item: tuple[Any, ...] = (self._pixels(self.drawing, entry), self._caption(entry))
+        item: tuple[Any, ...] = (crop_to_tensor(_open(self.drawing, entry), self.image_size), self._caption(entry))
         if self.answering:
             entry = self.asked[index % len(self.asked)]
             try:
                 question, answer = (turn["value"] for turn in entry["conversations"][:2])
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{self.answering['data_path']} has an entry without a question and an answer: {entry}") from error
-            item += (self._pixels(self.answering, entry), question.replace("<image>", "").strip(), answer)
+            # Seen whole, as it will be when it is asked about: the answer may be at its edge.
+            item += (pil_to_tensor(pad_and_resize(_open(self.answering, entry), self.image_size, self.image_size)), question, answer)
         return item
-
-    def _pixels(self, source: dict[str, Any], entry: dict[str, Any]) -> Tensor:
-        path = Path(source.get("local_folder", "")) / entry["image"]
-        try:
-            with Image.open(path) as image:
-                return crop_to_tensor(image, self.image_size)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read as an image ({error}); remove it from {source['data_path']}, or mend it") from error
 
     def _caption(self, entry: dict[str, Any]) -> str:
         if "caption" in entry:
             return entry["caption"]
+        if "annotation" not in entry:
+            raise ValueError(f"{self.drawing['data_path']} has an entry without a caption or an annotation: {entry}")
         path, key = Path(self.drawing.get("cap_folder", "")) / entry["annotation"], self.drawing.get("cap_source", "caption")
         try:
             return json.loads(path.read_text())[key]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} has no caption under {key!r}; name the right key in cap_source") from error
+
+
+def _open(source: dict[str, Any], entry: dict[str, Any]) -> Image.Image:
+    path = Path(source.get("local_folder", "")) / entry["image"]
+    try:
+        return open_image(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; remove it from {source['data_path']}, or mend it") from error
 
 
 def _read_list(path: str | Path) -> list[dict[str, Any]]:
@@ -184,34 +198,47 @@ def load_training_config(path: str, options: dict[str, Any] | None = None, seed:
     content["training"] = {**TRAINING, **content.get("training", {}), **({} if seed is None else {"seed": seed})}
     if unknown := sorted(content["training"].keys() - TRAINING.keys()):
         raise ValueError(f"{path}: training has {', '.join(unknown)}; allowed are {', '.join(sorted(TRAINING))}")
+    if content["training"]["dtype"] not in DTYPES:
+        raise ValueError(f"{path}: training.dtype is {content['training']['dtype']!r}; allowed are {', '.join(DTYPES)}")
     return content
+
+
+def starting_model(config: dict[str, Any]) -> Any:
+    """The model of a config with the weights that training begins with: a checkpoint's, or new ones, MAR's perhaps from elsewhere.
+
+    Raises:
+        ValueError: nothing says where the image tokenizer's weights come from; or a file does not fit.
+        FileNotFoundError: a file is not there.
+    """
+    parts = {"mar": config.get("mar", {}), "llm": config.get("llm", {})}
+    if config.get("checkpoint"):
+        return load_model(config["model"], config["checkpoint"], vae=config.get("vae_path"), **parts)
+    model = build_model(config["model"], **parts)
+    if config.get("mar_weights") in MODELS:
+        model.mar.load_state_dict(load_model(config["mar_weights"]).state_dict())
+    elif config.get("mar_weights"):
+        load_into(model.mar, open_checkpoint(config["mar_weights"]), config["mar_weights"])
+    if config.get("vae_path"):
+        model.vae = load_tokenizer(config["vae_path"])
+    elif isinstance(model.vae, AutoencoderKL):
+        raise ValueError("the config has neither a checkpoint nor a vae_path, so the image tokenizer would be random; give one")
+    return model
 
 
 def run_training(config: dict[str, Any], output: Path, *, resume: str | None = None, device: str = "auto") -> None:
     """Train what a config says, from where an earlier run in `output` stopped."""
-    import argparse
-
-    from .. import distributed
-    from ..checkpoints import BUNDLED_WEIGHTS, load_into, load_model, load_tokenizer, open_checkpoint
-    from ..flags import DTYPES
-    from ..models import MODELS, build_model
-    from .loop import TrainingSettings, train
-
     place = distributed.resolve_device(device)
     distributed.setup(place)
     settings = {**config["training"], "dtype": DTYPES[config["training"]["dtype"]], "eval_epochs": 1}
     torch.manual_seed(settings["seed"])
-    model = build_model(config["model"], mar=config.get("mar", {}), llm=config.get("llm", {}))
-    if config.get("mar_weights"):
-        model.mar.load_state_dict(load_model(config["mar_weights"]).state_dict())
-    if config.get("checkpoint"):
-        load_into(model, open_checkpoint(config["checkpoint"]), config["checkpoint"])
-    if config.get("vae_path"):
-        model.vae = load_tokenizer(config["vae_path"])
+    resume_from = find_checkpoint(resume) if resume else None
+    model = starting_model(config)
     # Training needs the image tokenizer and does not change it: it is no part of what is wrapped, averaged and saved.
     tokenizer, model.vae = model.vae.requires_grad_(False).to(place), torch.nn.Identity()
     model.llm.requires_grad_(not config.get("freeze_llm", False))
     bundled = BUNDLED_WEIGHTS / f"{config['model']}_tokenizer.json"
+    if not (config.get("text_tokenizer") or bundled.is_file()):
+        raise ValueError(f"the config has no text_tokenizer, and none comes with the package for {config['model']}")
     text = TextTokenizer.load(config.get("text_tokenizer") or bundled)
     kinds: dict[str, Callable[..., TextData]] = {"fashion": fashion_text, "folders": folder_text}
     options = dict(config["data"])
@@ -220,7 +247,10 @@ def run_training(config: dict[str, Any], output: Path, *, resume: str | None = N
         raise ValueError(
             f"data.type is {kind!r}; {config['model']} is trained on {'fashion' if MODELS[config['model']].bundled else 'folders'}"
         )
-    data = kinds[kind](text, tokenizer, model.mar.buffer_size, **options)
+    try:
+        data = kinds[kind](text, tokenizer, model.mar.buffer_size, **options)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"the config's data does not fit ({error}); see configs/examples/") from error
     if distributed.is_main():
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         print(f"{trained:,} parameters to train, {len(data.dataset):,} items, {distributed.world_size()} ranks on {place.type}", flush=True)
@@ -233,7 +263,7 @@ def run_training(config: dict[str, Any], output: Path, *, resume: str | None = N
         output=output,
         log=output,
         args=argparse.Namespace(**{key: config[key] for key in ("model", "data", "training")}),
-        resume=Path(resume) if resume else None,
+        resume=resume_from,
         shard=os.environ.get("ACCELERATE_USE_FSDP") == "true",  # `accelerate launch --use_fsdp` says it so
     )
     distributed.shutdown()

@@ -230,7 +230,7 @@ def train(
                 optimizer.zero_grad(set_to_none=True)
                 scaler.scale(loss).backward()
                 scaler.unscale_(optimizer)
-                norm = sharding.whole(nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip or float("inf")))
+                norm = sharding.complete(nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip or float("inf")))
                 scaler.step(optimizer)
                 scaler.update()
                 ema.update()

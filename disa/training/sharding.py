@@ -30,10 +30,19 @@ def shard(model: nn.Module, device: torch.device) -> None:
     fully_shard(model, mesh=mesh)
 
 
+def complete(tensor: Tensor) -> Tensor:
+    """A tensor put together, on every rank; every rank calls this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def whole(tree: T) -> T:
-    """`tree` of dicts, lists and tensors with what is split put together; every rank calls this, and gets it."""
+    """`tree` of dicts, lists and tensors with what is split put together in rank 0's main memory; every rank calls this.
+
+    Other ranks get empty tensors instead: a model that needs splitting does not fit them.
+    """
     if isinstance(tree, DTensor):
-        return tree.full_tensor()  # type: ignore[return-value]
+        full = tree.full_tensor()
+        return full.cpu() if distributed.is_main() else full.new_empty(0)  # type: ignore[return-value]
     if isinstance(tree, dict):
         return type(tree)((key, whole(value)) for key, value in tree.items())  # type: ignore[call-arg,return-value]
     if isinstance(tree, list):

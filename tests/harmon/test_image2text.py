@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from disa.models.tokenizer import AutoencoderKL, SpaceToDepth
-from disa.prompted import fit_image, open_image
+from disa.prompted import fit_image
+from disa.training.transforms import open_image
 from tests.harmon.conftest import refused
 
 COLOUR, GREY = SimpleNamespace(vae=AutoencoderKL(width=32)), SimpleNamespace(vae=SpaceToDepth())

@@ -155,6 +155,25 @@ def test_gradients_into_the_visual_features_are_scaled():
     torch.testing.assert_close(0.1 * gradients[0], gradients[1])
 
 
+def test_angles_stay_float32_in_half_types():
+    model, far = small_harmon(), torch.tensor([[4000]])
+    exact = model.llm.model.rotary_emb(torch.zeros(1, 1, 64), far)
+    model.bfloat16()
+    half = model.llm.model.rotary_emb(torch.zeros(1, 1, 64), far)
+    assert model.llm.model.rotary_emb.inv_freq.dtype == torch.float32 and model.proj_in[0].weight.dtype == torch.bfloat16
+    torch.testing.assert_close(half, exact)
+
+
+def test_bfloat16_reads_what_float32_reads():
+    model, generator = small_harmon(), torch.Generator().manual_seed(0)
+    ids, mask, encoded = *pad([[5, 9, 17]]), torch.randn(1, 12, 48, generator=generator)
+    with torch.no_grad():
+        exact = model.read(encoded, model.remember(ids, mask))
+        model.bfloat16()
+        half = model.read(encoded.bfloat16(), model.remember(ids, mask))
+    assert relative_error(half.float(), exact.numpy()) < 0.02
+
+
 def test_impossible_settings_are_refused():
     model, noise = small_harmon(), ImageNoise([1])
     ids = torch.tensor([[5, 9]])

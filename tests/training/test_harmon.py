@@ -1,6 +1,9 @@
 """What Harmon is trained on, and its training from a config."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +15,8 @@ from disa.checkpoints import BUNDLED_WEIGHTS
 from disa.models.harmon import IGNORED
 from disa.models.tokenizer import AutoencoderKL
 from disa.text import TextTokenizer
-from disa.training.harmon import ImageTexts, answering_batch, drawing_batch, folder_text, load_training_config, run_training
+from disa.training.harmon import ImageTexts, answering_batch, drawing_batch, folder_text, load_training_config, run_training, starting_model
+from tests.conftest import SMALL_MAR, load_json
 from tests.test_flags import ROOT
 from tests.training.test_data import write_idx
 
@@ -39,6 +43,14 @@ def test_the_loss_is_on_the_answers():
     assert (batch["attention_mask"][labels != IGNORED] == 1).all()
 
 
+def test_what_looks_like_a_special_token_is_plain_text():
+    ids, _ = TEXT.drawing_prompts(["a bag<|im_end|> <image>"], guided=False)
+    assert (ids == TEXT.end_token).sum() == 1 and (ids == TEXT.image_token).sum() == 0
+    assert TEXT.question("<image>\nWhat is this?", 68) == TEXT.question("What is this?", 68)
+    plain = TEXT.tokenizer.encode("<|im_start|>user\nGenerate an image: a bag<|im_end|>\n<|im_start|>assistant\n", add_special_tokens=False)
+    assert TEXT.drawing_prompts(["a bag"], guided=False)[0][0].tolist() == plain
+
+
 @pytest.fixture
 def folders(tmp_path):
     """Three images with captions in three places, and one with a question."""
@@ -61,8 +73,8 @@ def test_folders_in_the_released_layout(folders):
     data = ImageTexts(drawing, answering, 32)
     assert len(data) == 2
     assert [(caption, question, answer) for _, caption, _, question, answer in data] == [
-        ("an a", "What is it?", "c"),
-        ("a b", "What is it?", "c"),
+        ("an a", "<image>\nWhat is it?", "c"),
+        ("a b", "<image>\nWhat is it?", "c"),
     ]
     assert data[0][0].shape == data[0][2].shape == (3, 32, 32)
     assert ImageTexts({**drawing, "cap_source": "re_caption"}, None, 32)[1][1] == "a long b"
@@ -81,6 +93,9 @@ def test_broken_lists_are_named(folders, tmp_path):
     (tmp_path / "images" / "a.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"a.png cannot be read as an image"):
         ImageTexts(drawing, answering, 32)[0]
+    (tmp_path / "bare.json").write_text('[{"image": "b.png"}]')
+    with pytest.raises(ValueError, match="without a caption or an annotation"):
+        ImageTexts({**drawing, "data_path": tmp_path / "bare.json"}, None, 32)[0]
     with pytest.raises(ValueError, match="has no caption under 'other'"):
         ImageTexts({**drawing, "cap_source": "other"}, None, 32)[1]
     with pytest.raises(FileNotFoundError):
@@ -132,13 +147,40 @@ def test_configs_say_what_they_lack(config, tmp_path):
         ("model = 'harmon_fashion'", "says nothing on data"),
         ("model = 'harmon_fashion'\ndata = dict()\nmodle = 1", "has modle; allowed are"),
         ("model = 'harmon_fashion'\ndata = dict()\ntraining = dict(steps=1)", "training has steps; allowed are"),
+        ("model = 'harmon_fashion'\ndata = dict()\ntraining = dict(dtype='bf16')", "dtype is 'bf16'; allowed are float32"),
     ):
         (tmp_path / "wrong.py").write_text(content)
         with pytest.raises(ValueError, match=named):
             load_training_config(str(tmp_path / "wrong.py"))
+    with pytest.raises(ValueError, match="data does not fit"):
+        run_training({**load_training_config(config), "data": {"type": "fashion", "rot": 1}}, tmp_path / "out", device="cpu")
+    with pytest.raises(FileNotFoundError, match="no checkpoint .* to resume from"):
+        run_training(load_training_config(config), tmp_path / "out", resume=str(tmp_path / "nowhere.pth"), device="cpu")
+    with pytest.raises(ValueError, match="neither a checkpoint nor a vae_path"):
+        starting_model({"model": "harmon", "mar": SMALL_MAR, "llm": load_json("harmon/index.json")["llm"]})
     for data in ({"type": "folders"}, {}):
         with pytest.raises(ValueError, match="harmon_fashion is trained on fashion"):
             run_training({**load_training_config(config), "data": data}, tmp_path / "out", device="cpu")
+
+
+def run_script(config, folder, *launcher, **environment):
+    """scripts/train.py in processes of its own."""
+    command = [sys.executable, *launcher, "scripts/train.py", config, "--work-dir", str(folder), "--device", "cpu", "--launcher", "pytorch"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(command, cwd=ROOT / "Harmon_DiSA", env=environment, capture_output=True, text=True)
+
+
+def test_two_ranks_with_copies_and_with_shares_learn_the_same(config, tmp_path):
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    for name, environment in (("copies", {}), ("shares", {"ACCELERATE_USE_FSDP": "true"})):
+        ended = run_script(config, tmp_path / name, *torchrun, **environment)
+        assert ended.returncode == 0 and "12 items, 2 ranks on cpu" in ended.stdout, ended.stderr
+    copies, shares = (torch.load(tmp_path / name / "checkpoint-last.pth", weights_only=False) for name in ("copies", "shares"))
+    assert copies["step"] == shares["step"] == 2
+    for key in ("model", "model_ema"):
+        assert "llm.lm_head.weight" not in copies[key] and copies[key].keys() == shares[key].keys()
+        for name, value in copies[key].items():
+            torch.testing.assert_close(shares[key][name], value, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "Harmon_DiSA" / "configs" / "examples").glob("*.py")), ids=lambda path: path.stem)

@@ -1,7 +1,7 @@
 """Fine-tune Harmon-1.5B on your own images: see README.md for the lists' layout."""
 
 model = "harmon_1.5b"
-checkpoint = "checkpoints/harmon_1.5b.pth"
+checkpoint = "pretrained_models/harmon/harmon_1.5b.pth"
 text_tokenizer = "Qwen/Qwen2.5-1.5B-Instruct"
 freeze_llm = False
 mar = dict(grad_checkpointing=True)

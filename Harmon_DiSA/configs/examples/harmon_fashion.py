@@ -1,4 +1,4 @@
-"""The bundled harmon_fashion: MAR begins as mar_fashion, the language model from nothing."""
+"""The small harmon_fashion: MAR begins as mar_fashion, the language model from nothing."""
 
 model = "harmon_fashion"
 mar = dict(attn_dropout=0.0, proj_dropout=0.0, mask_ratio_min=0.3, diffusion_batch_mul=1)

@@ -1,4 +1,4 @@
-# The small model that comes with the package, with DiSA.
+# The small model of Fashion-MNIST, with DiSA.
 model = "harmon_fashion"
 text_tokenizer = None
 sampler = "DiSA"
