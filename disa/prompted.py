@@ -83,11 +83,7 @@ def add_drawing_flags(parser: argparse.ArgumentParser) -> None:
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Any]:
     """The flags and the config that they name, whose values are the defaults of flags."""
-    path = parser.parse_args(argv).config
-    config = read_drawing_config(path)
-    known = vars(parser.parse_args(argv))
-    if unknown := [name for name in config.defaults if name not in known]:
-        raise ValueError(f"{path}: defaults has {', '.join(unknown)}; allowed are {', '.join(known)}")
+    config = read_drawing_config(parser.parse_args(argv).config)
     schedule = config.schedule
     parser.set_defaults(
         sampler=config.sampler,

@@ -101,7 +101,7 @@ def test_impossible_settings_end_in_one_sentence(folder, call, tmp_path):
         (["--flow_upper_steps", "3", "--flow_lower_steps", "9"], "upper is 3, below lower = 9"),
         (["--flow_sampler", "DiSA"], "sampler is 'DiSA'; allowed are euler"),
         (["--resume", tmp_path / "nowhere.pth"], "there is no checkpoint"),
-        ([], "come with the package"),
+        (["--cfg", "-1"], "Guidance.scale is -1"),
     ):
         model = build_model(FAMILIES[folder][1])
         torch.save(model.state_dict(), tmp_path / "weights.pth")
