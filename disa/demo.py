@@ -37,9 +37,9 @@ def comparison(full: Sampling, annealed: StepSchedule, num_iter: int | None = No
 # model -> setting -> how it samples
 SETTINGS = {
     "mar_fashion": comparison(Sampling(64, everywhere(50), guidance=Guidance(2.5)), StepSchedule(40, 8), num_iter=16),
-    "flowar_fashion": comparison(Sampling(None, everywhere(20), "euler", Guidance(2.0)), StepSchedule(20, 6)),
+    "flowar_fashion": comparison(Sampling(None, everywhere(16), "euler", Guidance(2.0)), StepSchedule(16, 5)),
     # Euler–Maruyama, as xAR is released, leaves noise in small images unless it takes many more steps: the quality benchmark shows it.
-    "xar_fashion": comparison(Sampling(None, everywhere(20), "euler", Guidance(2.5)), StepSchedule(20, 6)),
+    "xar_fashion": comparison(Sampling(None, everywhere(16), "euler", Guidance(2.5)), StepSchedule(16, 5)),
 }
 EXPLANATION = """Each model generates an image in AR steps: MAR groups of tokens in random order, FlowAR finer and finer grids, xAR cell \
 by cell. Within each AR step it evaluates a diffusion or flow network, the head (in xAR the whole transformer), once a diffusion step. The \
