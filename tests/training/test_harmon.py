@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from disa import load_model
-from disa.checkpoints import BUNDLED_WEIGHTS
+from disa.checkpoints import BUNDLED_WEIGHTS, read_checkpoint
 from disa.models.harmon import IGNORED
 from disa.models.tokenizer import AutoencoderKL
 from disa.text import TextTokenizer
@@ -124,7 +124,7 @@ def config(tmp_path):
 def test_training_from_a_config_gives_a_model_that_loads(config, tmp_path, capsys):
     run_training(load_training_config(config), tmp_path / "out", device="cpu")
     assert "12 items, 1 ranks on cpu" in capsys.readouterr().out
-    content = torch.load(tmp_path / "out" / "checkpoint-last.pth", weights_only=False)
+    content = read_checkpoint(tmp_path / "out" / "checkpoint-last.pth")
     assert content["step"] == 6 and not any(name.startswith("vae") for name in content["model"])
     assert load_model("harmon_fashion", tmp_path / "out", **TINY).text is not None
     # A second run finds it finished.
@@ -132,7 +132,7 @@ def test_training_from_a_config_gives_a_model_that_loads(config, tmp_path, capsy
     # The language model stays as it was where it is frozen.
     frozen = {**load_training_config(config), "freeze_llm": True, "checkpoint": str(tmp_path / "out")}
     run_training(frozen, tmp_path / "frozen", device="cpu")
-    after = torch.load(tmp_path / "frozen" / "checkpoint-last.pth", weights_only=False)["model"]
+    after = read_checkpoint(tmp_path / "frozen" / "checkpoint-last.pth")["model"]
     for name, value in content["model_ema"].items():
         assert torch.equal(after[name], value) == (name.startswith("llm.") or name == "mar.class_emb.weight"), name
 
@@ -175,7 +175,7 @@ def test_two_ranks_with_copies_and_with_shares_learn_the_same(config, tmp_path):
     for name, environment in (("copies", {}), ("shares", {"ACCELERATE_USE_FSDP": "true"})):
         ended = run_script(config, tmp_path / name, *torchrun, **environment)
         assert ended.returncode == 0 and "12 items, 2 ranks on cpu" in ended.stdout, ended.stderr
-    copies, shares = (torch.load(tmp_path / name / "checkpoint-last.pth", weights_only=False) for name in ("copies", "shares"))
+    copies, shares = (read_checkpoint(tmp_path / name / "checkpoint-last.pth") for name in ("copies", "shares"))
     assert copies["step"] == shares["step"] == 2
     for key in ("model", "model_ema"):
         assert "llm.lm_head.weight" not in copies[key] and copies[key].keys() == shares[key].keys()

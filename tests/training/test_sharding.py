@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from disa.checkpoints import read_checkpoint
 from disa.training import sharding
 from disa.training.checkpoint import LAST
 from tests.test_flags import ROOT
@@ -55,7 +56,7 @@ def test_sharded_runs_give_the_copied_ones_losses_and_checkpoints(tmp_path):
     assert 0 < len(losses(parts)) < len(losses(copied))
     train(tmp_path, "parts", "shard")
     assert losses(parts) == losses(copied)
-    ours, theirs = (torch.load(folder / LAST, weights_only=False) for folder in (parts, copied))
+    ours, theirs = (read_checkpoint(folder / LAST) for folder in (parts, copied))
     for key in ("model", "model_ema"):
         assert all(torch.equal(value, theirs[key][name]) for name, value in ours[key].items())
     assert all(
