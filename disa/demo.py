@@ -38,7 +38,7 @@ def comparison(full: Sampling, annealed: StepSchedule, num_iter: int | None = No
 SETTINGS = {
     "mar_fashion": comparison(Sampling(64, everywhere(50), guidance=Guidance(2.5)), StepSchedule(40, 8), num_iter=16),
     "flowar_fashion": comparison(Sampling(None, everywhere(16), "euler", Guidance(2.0)), StepSchedule(16, 5)),
-    # Euler–Maruyama, as xAR is released, leaves noise in small images unless it takes many more steps: the quality benchmark shows it.
+    # Euler–Maruyama, as xAR is released, leaves noise in small images at such counts: the quality benchmark shows it.
     "xar_fashion": comparison(Sampling(None, everywhere(16), "euler", Guidance(2.5)), StepSchedule(16, 5)),
 }
 EXPLANATION = """Each model generates an image in AR steps: MAR groups of tokens in random order, FlowAR finer and finer grids, xAR cell \
