@@ -24,11 +24,12 @@ from disa.evaluation import describe_device, versions
 from disa.features import load_classifier
 from disa.files import atomic_write, write_json
 from disa.flags import HelpFormatter
-from disa.generation import synchronize, to_uint8
+from disa.generation import to_uint8
 from disa.models.harmon import Harmon
 from disa.report import Column, decimals, image_grid, table
 from disa.sampling import PromptSampler, Sampling
-from disa.training.captions import FRAMES, describe
+from disa.timing import synchronize
+from disa.training.captions import grammar_prompts
 from disa.training.data import FASHION_CLASSES, fashion_mnist, to_signed
 
 GUIDANCE = Guidance(3.0, "constant")
@@ -45,14 +46,6 @@ COLUMNS = (
     Column("seconds", "seconds an image", decimals(3)),
     Column("speed_up", "speed-up", lambda value: f"{value:.1f}×"),
 )
-
-
-def grammar_prompts(count: int) -> tuple[list[str], torch.Tensor]:
-    """Prompts that run through classes, frames and attributes, and the classes they ask for."""
-    lights, labels = ("", "dark", "bright"), [i % len(FASHION_CLASSES) for i in range(count)]
-    said = [[word for word in (lights[i // len(FASHION_CLASSES) % len(lights)],) if word] for i in range(count)]
-    frames = [FRAMES[i // 7 % len(FRAMES)] for i in range(count)]
-    return [describe(*words) for words in zip(labels, said, frames, strict=True)], torch.tensor(labels)
 
 
 @torch.no_grad()

@@ -22,11 +22,12 @@ from disa.distributed import resolve_device
 from disa.evaluation import describe_device, versions
 from disa.files import atomic_write
 from disa.flags import HelpFormatter
-from disa.generation import image_seed, synchronize
+from disa.generation import image_seed
 from disa.models.flowar import FlowAR
 from disa.models.mar import MAR
 from disa.report import Column, decimals, table
 from disa.sampling import Sampling
+from disa.timing import synchronize
 
 COLUMNS = (
     Column("setting", "setting"),

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -101,6 +102,17 @@ def on_main(action: Callable[[], T]) -> T:
     if error is not None:
         raise error
     return result  # type: ignore[return-value]
+
+
+def hand_out(count: int) -> Iterator[int]:
+    """The numbers 0..count-1, each to the one rank that first asks for it, so that a slow rank does fewer; every rank calls this."""
+    if not dist.is_initialized():
+        yield from range(count)
+        return
+    # The store that the ranks met in counts across machines, too, and torchrun gives a new one to ranks that it starts again.
+    store, counter = dist.distributed_c10d._get_default_store(), broadcast(f"hand_out/{uuid.uuid4()}")
+    while (number := store.add(counter, 1) - 1) < count:
+        yield number
 
 
 def gather(value: T) -> list[T]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import platform
+import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,25 @@ from torch import Tensor, nn
 
 from . import distributed
 from .checkpoints import sha256
+from .features import WITHOUT_LOGITS, feature_extractor, missing
 from .files import atomic_write, image_files, write_json
-from .generation import generate_images, image_path, missing_ids
-from .metrics import METRICS, Statistics, check_metrics, extract_features, measure
-from .sampling import LabelSampler
+from .generation import ImageWriter, blocks, check_counts, claim_folder, hand_out, image_path, is_whole, missing_ids, to_uint8
+from .metrics import (
+    FROM_FEATURES,
+    METRICS,
+    Statistics,
+    check_metrics,
+    extract_features,
+    frechet_interval,
+    metric_sums,
+    read_images,
+    scores,
+)
+from .progress import Progress, Tally, add
+from .sampling import Sampler
 
 GRID_IMAGES = 80
+SAVE_SECONDS = 120.0  # between two savings of a rank's sums: what a killed run does again
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -56,36 +70,42 @@ def describe_device(device: torch.device) -> str:
 
 
 def evaluate(
-    sampler: LabelSampler,
+    sampler: Sampler,
     folder: Path,
     *,
     spaces: Sequence[Space],
     settings: Mapping[str, Any],
     num_images: int,
     batch_size: int,
-    keep_images: bool,
+    keep_images: bool = False,
+    intervals: bool = False,
     log: Path | None = None,
 ) -> dict[str, Any]:
-    """Generate what is missing, measure it, and write `results.json`, `samples.png` and TensorBoard scalars; every rank calls this.
+    """Generate images, measure them on the way, and write `results.json`, `samples.png` and TensorBoard scalars; every rank calls this.
+
+    What was counted is saved in `folder` every few minutes; an evaluation that was killed goes on from there, on any number of ranks.
 
     Args:
         sampler: ids -> images.
-        folder: the place of this evaluation; the images go to its folder `images`.
+        folder: the place of this evaluation.
         spaces: what to measure, see `choose_spaces`.
         settings: what an image depends on besides its id, the sampling and the weights.
-        keep_images: leave the images after they were measured.
+        batch_size: images at a time on each rank.
+        keep_images: write the images to the folder `images` in `folder`, too; those that are there are not generated again.
+        intervals: give each Fréchet distance a 95 % interval, which takes every image's features in memory and on disk.
         log: folder of the TensorBoard log.
 
     Returns:
         What `results.json` holds.
 
     Raises:
-        ValueError: the folder was made with other settings.
+        ValueError: a count is impossible, or the images in the folder were made with other settings.
     """
+    check_counts(num_images, batch_size)
     record, images, device = folder / "results.json", folder / "images", sampler.device
     settings = {
         **settings,
-        **sampler.sampling.describe(),
+        **sampler.describe(),
         "weights": fingerprint(sampler.model),
         "tokenizer": fingerprint(sampler.tokenizer),
     }
@@ -95,42 +115,144 @@ def evaluate(
     ]
     for space in spaces:
         check_metrics(space.metrics, num_images)
-    asked = json.loads(json.dumps({"settings": settings, "num_images": num_images, "measures": measures}))
+    if intervals and num_images < 4:
+        raise ValueError(f"intervals need at least 4 images; there are {num_images}")
+    asked = json.loads(json.dumps({"settings": settings, "num_images": num_images, "measures": measures, "intervals": intervals}))
     done = distributed.broadcast(_read_record(record, asked) if distributed.is_main() else None)
     if keep_images and distributed.broadcast(bool(missing_ids(images, num_images)) if distributed.is_main() else None):
         done = None  # measured before, but the images are wanted and gone
     if done is not None:
         return done
-    timing = generate_images(sampler, images, num_images=num_images, batch_size=batch_size, settings=settings, device=device)
-    timings = distributed.gather(timing)
-    paths = [image_path(images, image_id) for image_id in range(num_images)]
-    scores = measure_images(spaces, paths, sampler.labels(range(num_images)), batch_size=batch_size, device=device)
-    rate = sum(rank.images / rank.seconds for rank in timings if rank.images)
-    results = {
-        **asked,
-        "head_evaluations": sampler.head_evaluations,
-        "images_per_second": rate or None,
-        "seconds_per_image": 1 / rate if rate else None,
-        "timed_images": sum(rank.images for rank in timings),
-        "timing": [dataclasses.asdict(rank) for rank in timings],
-        "metrics": scores,
-        "device": describe_device(device),
-        "ranks": distributed.world_size(),
-        "versions": versions(),
-    }
+    if keep_images:
+        claim_folder(images, settings)
+    progress = Progress(folder, asked, num_images)
+    kept = images if keep_images else None
+    count_images(sampler, progress, spaces, batch_size=batch_size, intervals=intervals, images=kept)
+    references = [reference_statistics(space, batch_size, device) for space in spaces]
+    results = distributed.on_main(lambda: {**asked, **_results(sampler, progress, spaces, references, intervals)})
     if distributed.is_main():
-        save_grid(paths[:GRID_IMAGES], folder / "samples.png")
+        samples = [image_path(kept or progress.folder, image_id) for image_id in range(min(GRID_IMAGES, num_images))]
+        save_grid(samples, folder / "samples.png")
         if log is not None:
             _log_scores(log, results)
         write_json(record, results)
-        if not keep_images:
-            # Settings go last: while an image is left, the folder still says how it was made.
-            for path in [*sorted(images.glob("*.png")), images / "settings.json"]:
-                path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # somebody else's file lies there, too
-                images.rmdir()
+        progress.remove()
     distributed.barrier()
     return results
+
+
+def count_images(
+    sampler: Sampler, progress: Progress, spaces: Sequence[Space], *, batch_size: int, intervals: bool, images: Path | None
+) -> None:
+    """Generate what was not counted, and count it; every rank calls this and does its share.
+
+    Args:
+        images: folder to write images to, and to read them from where they are there; None if they are not kept.
+    """
+    counter = _Counter(sampler, spaces, progress.num_images, intervals)
+    while work := distributed.on_main(lambda: _missing_work(progress, batch_size, images)):
+        todo, counted = work
+        tally, saved, lap = Tally(), time.monotonic(), None
+        with ImageWriter() as writer:
+            for ids in hand_out(todo, progress.num_images, "evaluating"):
+                sampler.clock.seconds.clear()
+                pixels, generated = _images(sampler, ids, images)
+                if generated and (images or ids[0] < GRID_IMAGES):
+                    seen = len(ids) if images else GRID_IMAGES - ids[0]
+                    writer.save(images or progress.folder, ids[:seen], pixels[:seen].cpu())
+                new = [row for row, image_id in enumerate(ids) if not counted[image_id]]
+                if new:
+                    with sampler.clock("metrics"):
+                        counter.add(tally, [ids[row] for row in new], pixels[new])
+                if lap is not None and generated:  # the first block warms things up
+                    seconds = {**sampler.clock.seconds, "all": time.perf_counter() - lap, "images": len(ids)}
+                    add(tally.sums, {f"seconds/{part}": torch.tensor(float(value)).double() for part, value in seconds.items()})
+                lap = time.perf_counter()
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    writer.wait()
+                    progress.save(tally)
+                    tally, saved = Tally(), time.monotonic()
+        progress.save(tally)
+        distributed.barrier()
+
+
+def _missing_work(progress: Progress, batch_size: int, images: Path | None) -> tuple[list[list[int]], np.ndarray] | None:
+    """The ids that were not counted, or whose image is wanted and not there, in blocks, and which ids were counted."""
+    counted, _ = progress.load()
+    wanted = set(np.flatnonzero(~counted).tolist())
+    if images is not None:
+        wanted.update(missing_ids(images, progress.num_images))
+    return (blocks(sorted(wanted), batch_size), counted) if wanted else None
+
+
+def _images(sampler: Sampler, ids: Sequence[int], folder: Path | None) -> tuple[Tensor, bool]:
+    """Images as uint8 [B, 1 or 3, H, W], and whether they had to be generated."""
+    paths = [image_path(folder, image_id) for image_id in ids] if folder else []
+    if paths and all(map(is_whole, paths)):
+        with ThreadPoolExecutor(4) as readers:
+            return read_images(paths, readers).to(sampler.device), False
+    return to_uint8(sampler(ids)), True
+
+
+class _Counter:
+    """Adds images to a tally: the sums that the metrics of each space follow from, and features where they are kept."""
+
+    def __init__(self, sampler: Sampler, spaces: Sequence[Space], num_images: int, intervals: bool) -> None:
+        self.sampler, self.num_images = sampler, num_images
+        self.spaces = [(space, feature_extractor(space.extractor, sampler.device), space.keeps_features(intervals)) for space in spaces]
+
+    def add(self, tally: Tally, ids: Sequence[int], pixels: Tensor) -> None:
+        """Images uint8 [B, 1 or 3, H, W] of `ids`."""
+        tally.ids += ids
+        for space, net, keeps_features in self.spaces:
+            features, logits = (output.float() for output in net(pixels.expand(-1, 3, -1, -1)))
+            if self.sampler.device.type == "mps":  # has no float64
+                features, logits = features.cpu(), logits.cpu()
+            sums = metric_sums(features, logits, space.metrics, ids, self.num_images, self.sampler.labels(ids))
+            add(tally.sums, {f"{space.extractor}/{name}": value for name, value in sums.items()})
+            if keeps_features:
+                tally.features.setdefault(space.extractor, []).append(features.cpu())
+
+
+def _results(
+    sampler: Sampler, progress: Progress, spaces: Sequence[Space], references: Sequence[Statistics | None], intervals: bool
+) -> dict[str, Any]:
+    """What came out, when every image is counted."""
+    _, sums = progress.load()
+    metrics = []
+    for space, reference in zip(spaces, references, strict=True):
+        own = {name.partition("/")[2]: value for name, value in sums.items() if name.startswith(f"{space.extractor}/")}
+        features = progress.features(space.extractor) if space.keeps_features(intervals) else None
+        found = scores(own, space.metrics, space.extractor, progress.num_images, reference=reference, features=features)
+        if intervals and reference is not None and features is not None and "fid" in found:
+            found["fid_interval"] = frechet_interval(features, reference)
+        metrics.append({**found, "reference": space.reference_name})
+    return {
+        "head_evaluations": sampler.head_evaluations,
+        **_speed({name.partition("/")[2]: value.item() for name, value in sums.items() if name.startswith("seconds/")}),
+        "metrics": metrics,
+        "device": describe_device(sampler.device),
+        "ranks": distributed.world_size(),
+        "versions": versions(),
+    }
+
+
+def _speed(seconds: Mapping[str, float]) -> dict[str, Any]:
+    """How fast it went, from seconds of all ranks; the first block of each is not in them.
+
+    Writing and waiting is "other"; an image costs what its generation and decoding take.
+    """
+    images, parts = seconds.get("images", 0.0), {part: seconds.get(part, 0.0) for part in ("generation", "decoding", "metrics")}
+    sampling = parts["generation"] + parts["decoding"]
+    rate = distributed.world_size() * images / sampling if sampling else None
+    return {
+        "images_per_second": rate,
+        "seconds_per_image": 1 / rate if rate else None,
+        "timed_images": int(images),
+        "fractions": {part: value / seconds["all"] for part, value in {**parts, "other": seconds["all"] - sum(parts.values())}.items()}
+        if images
+        else {},
+    }
 
 
 def _read_record(record: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -179,12 +301,16 @@ class Space:
     Attributes:
         extractor: its name.
         metrics: of `disa.metrics.METRICS`.
-        reference: statistics file or folder of images that "fid" and "prc" compare with.
+        reference: statistics file or folder of images that "fid", "kid" and "prc" compare with.
     """
 
     extractor: str
     metrics: tuple[str, ...]
     reference: str | None
+
+    def keeps_features(self, intervals: bool) -> bool:
+        """Whether every image's features are needed at the end, not their sums alone."""
+        return any(name in self.metrics for name in FROM_FEATURES) or intervals and "fid" in self.metrics
 
     @property
     def reference_name(self) -> str | None:
@@ -216,8 +342,6 @@ def choose_spaces(metrics: str, features: str, reference: str, *, bundled: bool)
         ValueError: a name is unknown, or a metric lacks what it needs.
         FileNotFoundError: an extractor or reference that was asked for is not on this machine.
     """
-    from .features import missing
-
     if metrics == "none":
         return [], []
     asked = None if metrics == "auto" else tuple(dict.fromkeys(metrics.split(",")))
@@ -240,15 +364,16 @@ def choose_spaces(metrics: str, features: str, reference: str, *, bundled: bool)
         if misfit:
             raise ValueError(f"--reference {misfit}")
         classifies, has_features = extractor == "fashion-classifier", _has_features(place)
-        possible = {"fid": place is not None, "isc": not classifies, "prc": has_features, "accuracy": classifies}
+        possible = {"fid": place is not None, "isc": not classifies and extractor not in WITHOUT_LOGITS, "accuracy": classifies}
+        possible |= dict.fromkeys(FROM_FEATURES, has_features)
         if asked is None and place is None:
             left_out.append(f"no fid in {extractor}: there is no reference; give --reference, or `disa checkpoints fetch adm_in256_stats`")
         if asked is None and reference != "auto" and not has_features:
             left_out.append(f"no precision and recall in {extractor}: {place} holds no features; give images")
         for name in asked or ():
             # Each of several spaces has the metrics that it can have; what no space can have is refused below.
-            if name in ("fid", "prc") and not possible[name]:
-                what = "a reference with features, such as images" if name == "prc" else "a reference"
+            if name in ("fid", *FROM_FEATURES) and not possible[name]:
+                what = "a reference" if name == "fid" else "a reference with features, such as images"
                 raise ValueError(f"--metrics {name} in {extractor} needs {what}; give --reference")
         chosen = tuple(name for name in asked or METRICS if possible[name])
         if chosen:
@@ -283,17 +408,11 @@ def _automatic_reference(extractor: str, bundled: bool) -> str | None:
     return next((str(place) for place in candidates if place.is_file()), None)
 
 
-def measure_images(
-    spaces: Sequence[Space], paths: Sequence[Path], labels: Tensor, *, batch_size: int, device: torch.device
-) -> list[dict[str, Any]]:
-    """The scores of images in each space; every rank calls this, and extracts the features of its share."""
-    results = []
-    for space in spaces:
-        reference = None
-        if space.reference and Path(space.reference).is_dir():
-            reference = Statistics.of(extract_features(image_files(space.reference), space.extractor, batch_size=batch_size, device=device))
-        elif space.reference:
-            reference = Statistics.load(space.reference)
-        features = extract_features(paths, space.extractor, batch_size=batch_size, device=device)
-        results.append({**measure(features, space.metrics, reference=reference, labels=labels), "reference": space.reference_name})
-    return results
+def reference_statistics(space: Space, batch_size: int, device: torch.device) -> Statistics | None:
+    """What a space compares with; every rank calls this, for images are shared out."""
+    if space.reference is None:
+        return None
+    if Path(space.reference).is_dir():
+        files = image_files(space.reference)
+        return Statistics.of(extract_features(files, space.extractor, batch_size=batch_size, device=device))
+    return Statistics.load(space.reference)

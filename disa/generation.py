@@ -6,12 +6,11 @@ which `settings.json` in it records; what is there and whole is never generated 
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,20 +88,6 @@ def _claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
         leftover.unlink(missing_ok=True)
 
 
-@dataclass(frozen=True)
-class Timing:
-    """How long generation took on this rank.
-
-    Attributes:
-        images, seconds: generated images and their time, the first batch left out, for it warms things up.
-        first_batch_seconds: the time of that first batch.
-    """
-
-    images: int
-    seconds: float
-    first_batch_seconds: float
-
-
 def save_image(image: Tensor, path: Path, metadata: Mapping[str, Any] | None = None) -> None:
     """Write a uint8 image [1 or 3, H, W] whole or not at all, as PNG or JPEG by the suffix of `path`.
 
@@ -139,6 +124,29 @@ def tile(images: Tensor) -> Tensor:
     return images.unflatten(0, (side, side)).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
 
 
+def blocks(ids: Iterable[int], size: int) -> list[list[int]]:
+    """Ids in blocks of at most `size`; which of them share a block does not depend on which are there.
+
+    A block is generated as one batch, so an image is beside the same others, and rounded alike, whoever generates it and when.
+    """
+    found: dict[int, list[int]] = {}
+    for image_id in ids:
+        found.setdefault(image_id // size, []).append(image_id)
+    return list(found.values())
+
+
+def hand_out(work: Sequence[Sequence[int]], num_images: int, description: str) -> Iterator[Sequence[int]]:
+    """The blocks of ids in `work` that this rank is to do, with a bar of what all ranks did; every rank calls this."""
+    done = [num_images - left for left in itertools.accumulate(map(len, reversed(work)))][::-1]  # before each block
+    with tqdm(
+        total=num_images, initial=done[0] if done else num_images, unit="img", desc=description, disable=not distributed.is_main()
+    ) as bar:
+        for number in distributed.hand_out(len(work)):
+            bar.update(done[number] - bar.n)
+            yield work[number]
+        bar.update(num_images - bar.n)
+
+
 def generate_images(
     sample: Callable[[Sequence[int]], Tensor],
     folder: Path,
@@ -146,58 +154,74 @@ def generate_images(
     num_images: int,
     batch_size: int,
     settings: Mapping[str, Any],
-    device: torch.device,
     path: Callable[[Path, int], Path] = image_path,
     metadata: Callable[[int], Mapping[str, Any]] | None = None,
-) -> Timing:
+) -> None:
     """Fill `folder` with the images 0..num_images-1 that it lacks; every rank calls this and does its share.
 
     Args:
         sample: ids -> images [B, 1 or 3, H, W] in [-1, 1]. What it returns for an id must not depend on the other ids.
         settings: everything that an image depends on besides its id.
         batch_size: images at a time on each rank.
-        device: where `sample` works, for exact times.
         path: where in a folder the image with an id lies, a PNG file.
         metadata: what the file of an id says about itself.
 
     Raises:
         ValueError: the folder was made with other settings, or a count is impossible.
     """
+    check_counts(num_images, batch_size)
+    claim_folder(folder, settings)
+    missing = distributed.broadcast(missing_ids(folder, num_images, path) if distributed.is_main() else None) or []
+    with ImageWriter(path=path, metadata=metadata) as writer:
+        for ids in hand_out(blocks(missing, batch_size), num_images, "generating"):
+            writer.save(folder, ids, to_uint8(sample(ids)).cpu())
+    distributed.barrier()
+
+
+def check_counts(num_images: int, batch_size: int) -> None:
+    """Refuse counts below 1.
+
+    Raises:
+        ValueError: naming which.
+    """
     for name, count in (("num_images", num_images), ("batch_size", batch_size)):
         if count < 1:
             raise ValueError(f"{name} is {count}; it must be at least 1")
-    claim_folder(folder, settings)
-    missing = distributed.broadcast(missing_ids(folder, num_images, path) if distributed.is_main() else None) or []
-    mine = missing[distributed.rank() :: distributed.world_size()]
-    batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
-    seconds: list[float] = []
-    writing: list[Future[None]] = []
-    with (
-        tqdm(total=num_images, initial=num_images - len(missing), unit="img", desc="generating", disable=not distributed.is_main()) as bar,
-        ThreadPoolExecutor(4) as writers,
-    ):
-        for ids in batches:
-            start = time.perf_counter()
-            images = to_uint8(sample(ids)).cpu()
-            synchronize(device)
-            seconds.append(time.perf_counter() - start)
-            for written in writing:  # of the batch before: an error there (a full disk) must not pass unseen
-                written.result()
-            writing = [
-                writers.submit(save_image, image, path(folder, image_id), metadata(image_id) if metadata else None)
-                for image, image_id in zip(images, ids, strict=True)
-            ]
-            bar.update(min(len(ids) * distributed.world_size(), num_images - bar.n))
-        for written in writing:
+
+
+class ImageWriter:
+    """Writes images while the next ones are computed; an error comes up with the next block, or at the end of the context.
+
+    Args:
+        path: where in a folder the image with an id lies.
+        metadata: what the file of an id says about itself.
+    """
+
+    def __init__(self, path: Callable[[Path, int], Path] = image_path, metadata: Callable[[int], Mapping[str, Any]] | None = None) -> None:
+        self.path, self.metadata = path, metadata
+        self.writers, self.writing = ThreadPoolExecutor(4), list[Future[None]]()
+
+    def save(self, folder: Path, ids: Sequence[int], images: Tensor) -> None:
+        """Begin to write uint8 images [B, 1 or 3, H, W], when those of the block before are written."""
+        self.wait()
+        self.writing = [
+            self.writers.submit(save_image, image, self.path(folder, image_id), self.metadata(image_id) if self.metadata else None)
+            for image, image_id in zip(images, ids, strict=True)
+        ]
+
+    def wait(self) -> None:
+        """Until all images are on disk.
+
+        Raises:
+            OSError: one could not be written, such as on a full disk.
+        """
+        for written in self.writing:
             written.result()
-    distributed.barrier()
-    first = seconds[0] if seconds else 0.0
-    return Timing(images=sum(len(ids) for ids in batches[1:]), seconds=sum(seconds[1:]), first_batch_seconds=first)
 
+    def __enter__(self) -> ImageWriter:
+        return self
 
-def synchronize(device: torch.device) -> None:
-    """Wait for `device` to finish what was launched on it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    def __exit__(self, *error: object) -> None:
+        self.writers.shutdown()
+        if error[0] is None:
+            self.wait()

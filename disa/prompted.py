@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from .models.tokenizer import SpaceToDepth
 from .sampling import PromptSampler, Sampling
 from .schedule import StepSchedule
 from .text import DRAW_ANYTHING, TextTokenizer
-from .trace import StepTrace
+from .training.data import to_signed
 from .training.transforms import pad_and_resize
 
 # What an image depends on besides its prompt, its number and the weights.
@@ -34,14 +34,20 @@ SETTINGS = (
 
 
 def read_drawing_config(path: str | Path) -> Any:
-    """A config of `configs/models/`: `model`, `text_tokenizer`, `sampler`, `schedule` and `defaults`.
+    """A config of `configs/models/`: `model`, `text_tokenizer`, `sampler`, `schedule`, and `defaults` of other flags.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_config`.
+        FileNotFoundError, ValueError: as `read_config`; or `defaults` names no flag.
     """
     config = read_config(path, ("model", "text_tokenizer", "sampler", "schedule", "defaults"))
     if lacking := [f"schedule.{key}" for key in ("upper", "lower", "strategy") if key not in config.schedule]:
         raise ValueError(f"{path} says nothing on {', '.join(lacking)}; see the examples in configs/")
+    flags = parser("")
+    add_drawing_flags(flags)
+    # Whatever the command: a config is for drawing and for asking.
+    allowed = vars(flags.parse_args([""])).keys() - {"config", "sampler", "upper_steps", "lower_steps", "annealing_strategy"}
+    if unknown := sorted(config.defaults.keys() - allowed):
+        raise ValueError(f"{path}: defaults has {', '.join(unknown)}; allowed are {', '.join(sorted(allowed))}")
     return config
 
 
@@ -133,9 +139,9 @@ def image_shape(size: int | str, stride: int) -> tuple[int, int]:
 
 
 def get_sampler(
-    args: argparse.Namespace, model: Any, prompts: Sequence[str], device: torch.device, on_step: Callable[[StepTrace], None] | None = None
+    args: argparse.Namespace, model: Any, prompts: Sequence[str], device: torch.device, kind: type[PromptSampler] = PromptSampler
 ) -> PromptSampler:
-    """What draws grid_size² images of each prompt as the flags say.
+    """What draws grid_size² images of each prompt as the flags say, a sampler of this `kind`.
 
     Raises:
         ValueError: a flag or a prompt is impossible.
@@ -144,7 +150,7 @@ def get_sampler(
         if getattr(args, name) < 1:
             raise ValueError(f"{name} is {getattr(args, name)}; it must be at least 1")
     schedule, guidance = StepSchedule(args.upper_steps, args.lower_steps, args.annealing_strategy), Guidance(args.cfg, args.cfg_schedule)
-    return PromptSampler(
+    return kind(
         model,
         prompts,
         Sampling(args.num_iter, schedule, args.sampler, guidance, args.temperature, args.seed),
@@ -152,7 +158,6 @@ def get_sampler(
         image_shape=image_shape(args.image_size, model.vae.stride),
         images_per_prompt=args.grid_size**2,
         cfg_prompt=args.cfg_prompt,
-        on_step=on_step,
     )
 
 
@@ -162,6 +167,15 @@ def describe(args: argparse.Namespace, config: Any, model: Any) -> dict[str, Any
 
 
 def fit_image(image: Image.Image, height: int, width: int, model: Any) -> Tensor:
-    """An RGB picture for `model.vae`, padded with grey to the shape of height × width, then resized: [1, 1 or 3, H, W] in [-1, 1]."""
-    resized = pad_and_resize(image, height, width).convert("L" if isinstance(model.vae, SpaceToDepth) else "RGB")
-    return pil_to_tensor(resized)[None].float() / 127.5 - 1
+    """An RGB picture for `model.vae` as the model saw pictures in training: [1, 1 or 3, H, W] in [-1, 1].
+
+    Most are padded with grey to the shape of height × width, then resized. The small grey models saw pictures of 28×28 with black around:
+    theirs are shrunk where they are too large, never enlarged, and put in the middle of black.
+    """
+    if isinstance(model.vae, SpaceToDepth):
+        small, fitted = image.convert("L"), Image.new("L", (width, height))
+        small.thumbnail((width, height), Image.Resampling.BICUBIC)
+        fitted.paste(small, ((width - small.width) // 2, (height - small.height) // 2))
+    else:
+        fitted = pad_and_resize(image, height, width)
+    return to_signed(pil_to_tensor(fitted))[None]

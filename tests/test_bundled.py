@@ -7,7 +7,6 @@ from disa.checkpoints import BUNDLED_WEIGHTS
 from disa.demo import SETTINGS, samplers_of
 from disa.features import load_classifier
 from disa.generation import to_uint8
-from disa.metrics import label_accuracy
 
 models = pytest.mark.parametrize("name", SETTINGS)
 
@@ -25,4 +24,4 @@ def test_images_show_what_is_asked_for(name):
     with torch.no_grad():
         _, logits = load_classifier()(images / 127.5 - 1)
     # At least 85 % of many images; of 60 only a broken model shows fewer than this.
-    assert label_accuracy(logits, sampler.labels(ids)) >= 0.75
+    assert (logits.argmax(1) == sampler.labels(ids)).float().mean() >= 0.75

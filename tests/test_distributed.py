@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import time
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ def test_a_process_alone_is_rank_0_of_1(monkeypatch):
     assert not dist.is_initialized()
     assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
     distributed.barrier()
+    assert list(distributed.hand_out(3)) == [0, 1, 2]
     assert distributed.broadcast("own") == "own" and distributed.gather("own") == ["own"]
     done = []
     distributed.on_main(lambda: done.append(1))
@@ -47,7 +49,10 @@ def two_ranks(rank, port, folder):
             distributed.on_main(fail_with(error))
         except (ValueError, OSError) as raised:
             errors.append([type(raised).__name__, str(raised)])
+    mine = [number for number in distributed.hand_out(20) if not time.sleep(0.02 * (1 - rank))]  # rank 0 is slow
     found = {
+        "mine": mine,
+        "again": list(distributed.hand_out(1)),
         "rank": distributed.rank(),
         "world_size": distributed.world_size(),
         "main": distributed.is_main(),
@@ -71,6 +76,8 @@ def test_two_ranks_agree(tmp_path):
     mp.spawn(two_ranks, (port, tmp_path), nprocs=2)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert (first.pop("rank"), first.pop("main"), first.pop("acted")) == (0, True, [0])
+    assert sorted(first["mine"] + second["mine"]) == list(range(20)) and len(first.pop("mine")) < len(second.pop("mine"))
+    assert first.pop("again") + second.pop("again") == [0]
     assert (second.pop("rank"), second.pop("main"), second.pop("acted")) == (1, False, [])
     assert (
         first

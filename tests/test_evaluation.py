@@ -8,11 +8,13 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from benchmarks.faults import largest_difference
 from disa import StepSchedule, build_model, evaluation
 from disa.evaluation import Space, choose_spaces, evaluate, fingerprint, save_grid
 from disa.features import EXTRACTORS
+from disa.files import image_files
 from disa.generation import missing_ids
-from disa.metrics import Features, Statistics, extract_features
+from disa.metrics import Features, Statistics, extract_features, measure
 from disa.models.tokenizer import SpaceToDepth
 from disa.sampling import LabelSampler, Sampling
 from tests.conftest import load_reference
@@ -74,9 +76,10 @@ def test_record_holds_how_it_was_made(measured):
     assert results["device"].startswith("cpu") and results["ranks"] == 1
     assert results["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0] and results["versions"]["numpy"] == np.__version__
     assert {"disa", "python", "torchvision", "torch-fidelity"} <= results["versions"].keys()
-    timing = results["timing"][0]
-    assert results["timed_images"] == timing["images"] == 6  # the first batch warms up
-    assert results["seconds_per_image"] == pytest.approx(timing["seconds"] / 6) == pytest.approx(1 / results["images_per_second"])
+    assert results["timed_images"] == 6  # the first batch warms up
+    assert results["seconds_per_image"] == pytest.approx(1 / results["images_per_second"])
+    assert results["fractions"].keys() == {"generation", "decoding", "metrics", "other"}
+    assert sum(results["fractions"].values()) == pytest.approx(1) and all(part > 0 for part in results["fractions"].values())
 
 
 def test_both_spaces_are_measured(measured):
@@ -251,6 +254,87 @@ def test_fingerprints_tell_weights_and_shapes_apart():
     assert fingerprint(square) != fingerprint(row)
 
 
+def test_kept_images_have_the_scores_of_the_stream(tmp_path):
+    """Measured on the way, and again from the files."""
+    images = load_reference("fashion_test_60.npz")["images"]
+    Statistics.of(extract_features(images, "fashion-classifier", progress=False)).save(tmp_path / "real.npz")
+    space = Space("fashion-classifier", ("fid", "isc", "kid", "prc", "accuracy"), str(tmp_path / "real.npz"))
+    results = run(tmp_path / "run", spaces=(space,), num_images=12)
+    files = image_files(tmp_path / "run" / "images")
+    reference = Statistics.load(tmp_path / "real.npz")
+    again = measure(
+        extract_features(files, "fashion-classifier", progress=False),
+        space.metrics,
+        reference=reference,
+        labels=tiny_sampler().labels(range(12)),
+    )
+    (found,) = results["metrics"]
+    assert found.pop("reference") == "real.npz" and found.keys() == again.keys() and len(found) == 10
+    for name, value in again.items():
+        assert found[name] == value or found[name] == pytest.approx(value, abs=1e-3)
+
+
+def test_intervals_lie_around_their_distances(tmp_path, measured):
+    results = run(tmp_path, spaces=measured[2], intervals=True, keep_images=False)
+    assert results["intervals"] and not measured[0]["intervals"]
+    for scores, without in zip(results["metrics"], measured[0]["metrics"], strict=True):
+        low, high = scores.pop("fid_interval")
+        assert 0 < low < scores["fid"] < high and scores == without
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json", "samples.png"]
+    with pytest.raises(ValueError, match="intervals need at least 4 images; there are 3"):
+        run(tmp_path, intervals=True, num_images=3)
+
+
+class Failing(LabelSampler):
+    """Is killed, as it were, before the image `stop`."""
+
+    stop = 6
+
+    def __call__(self, ids):
+        if self.stop in ids:
+            raise KeyboardInterrupt
+        return super().__call__(ids)
+
+
+def test_an_interrupted_evaluation_goes_on_from_its_sums(tmp_path, monkeypatch, measured):
+    monkeypatch.setattr(evaluation, "SAVE_SECONDS", 0.0)
+    options = {"spaces": measured[2], "batch_size": 2, "keep_images": False, "intervals": True}
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", tiny_sampler(Failing), **options)
+    assert not (tmp_path / "run" / "results.json").exists()
+
+    class Rest(LabelSampler):
+        def __call__(self, ids):
+            assert min(ids) >= Failing.stop
+            return super().__call__(ids)
+
+    found, whole = run(tmp_path / "run", tiny_sampler(Rest), **options), run(tmp_path / "whole", **options)
+    assert largest_difference(found["metrics"], whole["metrics"]) < 1e-6
+    assert (tmp_path / "run" / "samples.png").read_bytes() == (tmp_path / "whole" / "samples.png").read_bytes()
+    assert found["timed_images"] == 4 + 2  # the first block of each run warms things up
+
+
+def test_an_interrupted_evaluation_of_other_settings_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "SAVE_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, tiny_sampler(Failing), batch_size=2, keep_images=False)
+    (progress,) = tmp_path.glob("progress-*.npz")
+    run(tmp_path, tiny_sampler(seed=8), keep_images=False)
+    assert progress.is_file()
+    run(tmp_path, keep_images=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json", "samples.png"]
+
+
+def test_a_damaged_progress_file_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "SAVE_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, tiny_sampler(Failing), batch_size=2, keep_images=False)
+    (progress,) = tmp_path.glob("progress-*.npz")
+    progress.write_bytes(progress.read_bytes()[:100])
+    with pytest.raises(ValueError, match="cannot be read .*; remove it to begin again"):
+        run(tmp_path, keep_images=False)
+
+
 # ------------------------------------------------------------------------------------------------------- choose_spaces
 
 
@@ -303,7 +387,7 @@ def test_auto_takes_the_bundled_spaces_and_statistics(place):
 def test_auto_takes_precision_and_recall_from_statistics_with_features(place):
     bundle(place, features=True)
     spaces, _ = choose_spaces("auto", "auto", "auto", bundled=True)
-    assert [space.metrics for space in spaces] == [("fid", "isc", "prc"), ("fid", "prc", "accuracy")]
+    assert [space.metrics for space in spaces] == [("fid", "isc", "kid", "prc"), ("fid", "kid", "prc", "accuracy")]
 
 
 def test_auto_without_statistics_leaves_fid_out_and_says_so(place):
@@ -339,8 +423,8 @@ def test_none_measures_nothing(place):
 
 
 def test_unknown_names_are_refused(place):
-    with pytest.raises(ValueError, match="--metrics has 'kid'; allowed are fid, isc, prc, accuracy, auto and none"):
-        choose_spaces("isc,kid", "auto", "auto", bundled=True)
+    with pytest.raises(ValueError, match="--metrics has 'lpips'; allowed are fid, isc, kid, prc, accuracy, auto and none"):
+        choose_spaces("isc,lpips", "auto", "auto", bundled=True)
     with pytest.raises(ValueError, match="features are 'vgg'; allowed are"):
         choose_spaces("auto", "fashion-classifier,vgg", "auto", bundled=True)
 
@@ -369,8 +453,8 @@ def test_a_folder_of_images_is_a_reference_for_all(place):
     folder = picture_folder(place / "real")
     spaces, left_out = choose_spaces("auto", "auto", folder, bundled=True)
     assert left_out == [] and spaces == [
-        Space("efficientnet-lite0", ("fid", "isc", "prc"), folder),
-        Space("fashion-classifier", ("fid", "prc", "accuracy"), folder),
+        Space("efficientnet-lite0", ("fid", "isc", "kid", "prc"), folder),
+        Space("fashion-classifier", ("fid", "kid", "prc", "accuracy"), folder),
     ]
     assert choose_spaces("prc", "efficientnet-lite0", folder, bundled=False)[0] == [Space("efficientnet-lite0", ("prc",), folder)]
 

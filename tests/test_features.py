@@ -77,7 +77,7 @@ def test_other_sizes_than_the_classifiers_are_refused():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="'vgg'; allowed are inception, efficientnet-lite0, fashion-classifier"):
+    with pytest.raises(ValueError, match="'vgg'; allowed are inception, dinov2-vit-l-14, efficientnet-lite0, fashion-classifier"):
         feature_extractor("vgg")
     with pytest.raises(ValueError, match="'vgg'"):
         missing("vgg")

@@ -6,9 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from disa.generation import generate_images, image_path, image_seed, is_whole, missing_ids
-
-CPU = torch.device("cpu")
+from disa.generation import blocks, generate_images, hand_out, image_path, image_seed, is_whole, missing_ids
 
 
 class Sampler:
@@ -23,15 +21,14 @@ class Sampler:
 
 
 def generate(folder, sampler, num_images=10, batch_size=4, **settings):
-    return generate_images(sampler, folder, num_images=num_images, batch_size=batch_size, settings=settings, device=CPU)
+    generate_images(sampler, folder, num_images=num_images, batch_size=batch_size, settings=settings)
 
 
 def test_every_id_becomes_its_file(tmp_path):
-    timing = generate(tmp_path, Sampler(), cfg=2.0)
+    generate(tmp_path, Sampler(), cfg=2.0)
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{i:06d}.png" for i in range(10)] + ["settings.json"]
     assert [Image.open(image_path(tmp_path, i)).getpixel((0, 0)) for i in range(10)] == list(range(10))
     assert json.loads((tmp_path / "settings.json").read_text()) == {"cfg": 2.0}
-    assert timing.images == 6  # the first batch warms up, and is not timed
 
 
 def test_what_is_there_is_not_generated_again(tmp_path):
@@ -83,6 +80,24 @@ def test_a_failed_write_ends_the_run_and_leaves_no_half_file(tmp_path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
     generate(tmp_path, Sampler())
     assert missing_ids(tmp_path, 10) == []
+
+
+def test_ids_share_a_block_whoever_else_is_missing():
+    assert blocks(range(7), 3) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert blocks([1, 2, 5, 6], 3) == [[1, 2], [5], [6]]
+    assert blocks([], 3) == []
+
+
+def test_a_rank_alone_does_all_blocks_in_order():
+    work = blocks([1, 2, 5, 6], 3)
+    assert list(hand_out(work, 7, "testing")) == work and list(hand_out([], 7, "testing")) == []
+
+
+@pytest.mark.parametrize("wrong", [{"num_images": 0}, {"batch_size": 0}])
+def test_impossible_counts_are_refused(tmp_path, wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is 0"):
+        generate(tmp_path / "images", Sampler(), **wrong)
+    assert not (tmp_path / "images").exists()
 
 
 def test_seeds_differ_between_images_and_runs():

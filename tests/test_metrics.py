@@ -1,6 +1,7 @@
 """Scores: closed forms, torch-fidelity's own numbers, statistics files, ranks, refusals."""
 
 import datetime
+import json
 import os
 import subprocess
 import sys
@@ -12,10 +13,26 @@ import torch
 import torch.distributed as dist
 import torch_fidelity
 from PIL import Image
+from torch_fidelity import feature_extractor_inceptionv3
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
 
-from disa import distributed
+from disa import Guidance, ImageNoise, StepSchedule, distributed, load_model, progress
 from disa.files import image_files
-from disa.metrics import Features, Statistics, extract_features, frechet_distance, label_accuracy, measure
+from disa.generation import to_uint8
+from disa.metrics import (
+    Features,
+    Statistics,
+    extract_features,
+    frechet_distance,
+    frechet_interval,
+    measure,
+    metric_sums,
+    scores,
+)
+from disa.models.tokenizer import SpaceToDepth
 from tests.conftest import load_reference
 
 CLASSIFIER = "fashion-classifier"
@@ -48,7 +65,7 @@ def halves(fashion):
 
 
 def gaussian(mu, variances, extractor=None):
-    return Statistics(np.array(mu), np.diag(np.array(variances)), extractor)
+    return Statistics(np.array(mu), np.diag(np.array(variances)), extractor=extractor)
 
 
 def test_frechet_distance_of_diagonal_gaussians():
@@ -185,6 +202,118 @@ def test_statistics_files_give_the_distance_of_their_images(tmp_path, folders):
     assert (file["precision"], file["recall"]) == (images["precision"], images["recall"])
 
 
+def parts(count, rng):
+    """The numbers below `count` in a few groups, each in any order."""
+    order = rng.permutation(count)
+    return np.split(order, sorted(rng.choice(np.arange(1, count), 4, replace=False)))
+
+
+@pytest.mark.parametrize("count", [7, 12, 57])
+def test_scores_follow_from_sums_over_parts_in_any_order(count):
+    torch.manual_seed(count)
+    features, logits, labels = torch.randn(count, 5) + 3, 4 * torch.randn(count, 6), torch.randint(6, (count,))
+    reference = Statistics.of(Features(torch.randn(40, 5), torch.zeros(40, 6), "name"))
+    metrics, total = ("fid", "isc", "accuracy"), {}
+    for ids in parts(count, np.random.default_rng(count)):
+        progress.add(total, metric_sums(features[ids], logits[ids], metrics, ids, count, labels[ids]))
+    found = scores(total, metrics, "name", count, reference=reference)
+    expected = isc_features_to_metric(logits, splits=min(10, count))
+    assert found["inception_score_mean"] == pytest.approx(expected["inception_score_mean"], rel=1e-12)
+    assert found["inception_score_std"] == pytest.approx(expected["inception_score_std"], rel=1e-9, abs=1e-12)
+    assert found["label_accuracy"] == (logits.argmax(1) == labels).double().mean()
+    statistics = [fid_features_to_statistics(rows.double()) for rows in (features, reference.features)]
+    assert found["fid"] == pytest.approx(fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"], rel=1e-9)
+
+
+def test_fewer_images_than_features_give_one_distance_in_any_order():
+    """The covariance is singular, and roots of rounding errors would be large."""
+    torch.manual_seed(0)
+    features = torch.randn(20, 64).relu() * 10
+    reference = Statistics.of(Features(torch.randn(200, 64).relu() * 10, torch.zeros(200, 2), "name"))
+    found = []
+    for seed in range(5):
+        total = {}
+        for ids in parts(20, np.random.default_rng(seed)):
+            progress.add(total, metric_sums(features[ids], features[ids], ("fid",), ids, 20))
+        found.append(scores(total, ("fid",), "name", 20, reference=reference)["fid"])
+    assert max(found) - min(found) < 1e-8 and found[0] > 1
+    statistics = [fid_features_to_statistics(rows.double()) for rows in (features, reference.features)]
+    assert found[0] == pytest.approx(fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"], abs=1e-3)
+
+
+def test_certain_logits_add_no_nan():
+    found = metric_sums(torch.zeros(4, 2), torch.eye(4) * 1e4, ("isc",), range(4), 4)
+    assert all(torch.isfinite(value).all() for value in found.values())
+
+
+@pytest.mark.parametrize("count", [60, 400])
+def test_intervals_are_as_wide_as_other_images_are_apart(count):
+    """On both sides of the number of features, for the two are computed differently."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(number):
+        return torch.randn(number, 100, generator=generator) * torch.linspace(0.1, 3, 100) + 0.2
+
+    reference = Statistics.of(Features(draw(5000) - 0.2, torch.zeros(5000, 1), "name"))
+    samples = [draw(count) for _ in range(40)]
+    distances = [frechet_distance(Statistics.of(Features(rows, rows, "name")), reference) for rows in samples]
+    widths = []
+    for rows, distance in zip(samples[:5], distances, strict=False):
+        low, high = frechet_interval(rows, reference)
+        assert low < distance < high
+        widths.append(high - low)
+    assert 0.7 < np.mean(widths) / (2 * 1.96 * np.std(distances, ddof=1)) < 1.6
+    assert frechet_interval(samples[0], reference) == frechet_interval(samples[0], reference)
+
+
+def test_intervals_of_too_few_images_are_refused():
+    with pytest.raises(ValueError, match="an interval needs at least 4 images; there are 3"):
+        frechet_interval(torch.randn(3, 2), gaussian([0.0] * 2, [1.0] * 2))
+
+
+def test_kid_is_torch_fidelitys(halves):
+    found = measure(halves[0], ("kid",), reference=Statistics.of(halves[1]))
+    expected = kid_features_to_metric(halves[0].features, halves[1].features, kid_subset_size=30, verbose=False)
+    assert found["kid_mean"] == expected["kernel_inception_distance_mean"] != 0
+
+
+def test_inceptions_scores_are_those_of_the_fidelity_command(tmp_path, monkeypatch, fashion):
+    """On images that a bundled model made, with random weights where Inception's own would lie, for they are not here."""
+    model = load_model("mar_fashion")
+    schedule, seeds = StepSchedule(10, 5), range(12)
+    latents = model.generate(torch.arange(12) % 10, num_iter=8, schedule=schedule, guidance=Guidance(2.0), noise=ImageNoise(seeds, "cpu"))
+    ours = save_images(tmp_path / "ours", to_uint8(SpaceToDepth().decode(latents))[:, 0])
+    real = save_images(tmp_path / "real", fashion["images"][:12])
+    weights = tmp_path / "hub" / "checkpoints" / Path(URL_INCEPTION_V3).name
+    weights.parent.mkdir(parents=True)
+    torch.manual_seed(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(feature_extractor_inceptionv3, "load_state_dict_from_url", lambda *args, **kwargs: None)
+        patch.setattr(torch.nn.Module, "load_state_dict", lambda *args: None)
+        net = feature_extractor_inceptionv3.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    for module in net.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight)
+    torch.save(net.state_dict(), weights)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    features = [extract_features(image_files(folder), "inception", batch_size=8, progress=False) for folder in (ours, real)]
+    found = measure(features[0], ("fid", "isc", "prc"), reference=Statistics.of(features[1]))
+    command = [Path(sys.executable).parent / "fidelity", "--cpu", "--fid", "--isc", "--prc", "--batch-size", "8", "--no-cache", "--json"]
+    command += ["--feature-extractor", "inception-v3-compat", "--feature-layer-prc", "2048"]
+    ended = subprocess.run(
+        [*command, "--save-cpu-ram", "--silent", "--input1", ours, "--input2", real],
+        env={**os.environ, "TORCH_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.returncode == 0, ended.stderr
+    expected = json.loads(ended.stdout)
+    assert found["fid"] == pytest.approx(expected["frechet_inception_distance"], abs=1e-3) and found["fid"] > 1e-2
+    assert found["inception_score_mean"] == pytest.approx(expected["inception_score_mean"], abs=1e-3) and found["inception_score_mean"] > 1
+    assert (found["precision"], found["recall"]) == (expected["precision"], expected["recall"])
+
+
 def test_images_are_at_no_distance_from_themselves(halves):
     found = measure(halves[0], ("fid", "prc"), reference=Statistics.of(halves[0]))
     assert abs(found["fid"]) < 1e-2 and (found["precision"], found["recall"]) == (1, 1)
@@ -211,7 +340,6 @@ def test_inception_score_of_fewer_images_than_splits():
 
 def test_label_accuracy_counts_the_largest_logits():
     logits = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.4], [5.0, 4.0]])
-    assert label_accuracy(logits, torch.tensor([1, 0, 0, 0])) == 0.75
     found = measure(Features(logits, logits, "name"), ("accuracy",), labels=torch.tensor([1, 1, 1, 0]))
     assert found == {"extractor": "name", "images": 4, "label_accuracy": 0.75}
 
@@ -219,9 +347,9 @@ def test_label_accuracy_counts_the_largest_logits():
 @pytest.mark.parametrize(
     ("metrics", "reference", "named"),
     [
-        (("fid", "kid"), None, "metrics has 'kid'; allowed are fid, isc, prc, accuracy"),
+        (("fid", "lpips"), None, "metrics has 'lpips'; allowed are fid, isc, kid, prc, accuracy"),
         (("fid",), None, "fid needs a reference"),
-        (("prc",), None, "prc needs the reference's features"),
+        (("prc",), None, "prc: the reference has no features"),
         (("prc",), gaussian([0.0] * 128, [1.0] * 128), "mu and sigma alone has none, give images"),
         (("accuracy",), None, "accuracy needs the labels"),
         (("fid",), gaussian([0.0] * 128, [1.0] * 128, "inception"), "statistics of fashion-classifier .* statistics of inception"),

@@ -95,7 +95,6 @@ def main() -> None:
             num_images=len(entries) * samples,
             batch_size=args.batch_size,
             settings=record,
-            device=device,
             path=lambda folder, image: sample_path(folder, *divmod(image, samples)),
             metadata=lambda image: {"prompt": sampler.prompts[image // samples], "image": image, **settings},
         )
@@ -108,7 +107,6 @@ def main() -> None:
             num_images=len(entries),
             batch_size=max(args.batch_size // samples, 1),
             settings=record,
-            device=device,
             metadata=lambda prompt: {"prompt": sampler.prompts[prompt], "image": prompt * samples, **settings},
         )
     distributed.barrier()

@@ -14,7 +14,7 @@ from disa.training.transforms import open_image
 
 def get_parser() -> argparse.ArgumentParser:
     result = parser(__doc__.splitlines()[0])
-    result.add_argument("--image", default="data/view.jpg", help="file of the image; what is missing to --image_size's shape becomes grey")
+    result.add_argument("--image", default="data/view.jpg", help="file of the image; README.md says how it is fitted to --image_size")
     result.add_argument("--prompt", default="Describe the image in detail.", help="the question")
     result.add_argument("--max_new_tokens", default=512, type=int, help="longest answer")
     return result

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -13,8 +16,11 @@ from disa import StepTrace
 from disa.cli import run
 from disa.distributed import resolve_device
 from disa.generation import save_image, tile, to_uint8
+from disa.noise import ImageNoise
 from disa.prompted import add_drawing_flags, describe, get_sampler, load, parse, parser
 from disa.sampling import PromptSampler
+
+JPEG_ROOM = 65_000  # bytes of metadata: an EXIF segment's 64 KiB less what stands around them
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -48,12 +54,32 @@ def get_paths(output: Path, count: int) -> list[Path]:
     return paths
 
 
-def draw(sampler: PromptSampler, batch_size: int, title: str) -> torch.Tensor:
-    """All images of a sampler's one prompt, uint8 [N, C, H, W], under a progress bar."""
-    ids = range(sampler.images_per_prompt)
+def check_metadata(path: Path, said: Mapping[str, Any]) -> None:
+    """Refuse, before anything is drawn, what a JPEG file cannot say of itself."""
+    size = len(json.dumps(said))
+    if path.suffix.lower() != ".png" and size > JPEG_ROOM:
+        raise ValueError(
+            f"what {path} is to say of itself takes {size} bytes, and a JPEG holds {JPEG_ROOM}; shorten the prompt, or write a .png"
+        )
+
+
+class PromptSeededSampler(PromptSampler):
+    """Images that depend on their prompt and their number in its grid, not on what is drawn beside them."""
+
+    def noise(self, ids: Sequence[int]) -> ImageNoise:
+        return super().noise([image_id % self.images_per_prompt for image_id in ids])
+
+
+def draw(sampler: PromptSampler, batch_size: int) -> Iterator[torch.Tensor]:
+    """Yield the images of each prompt, uint8 [N, C, H, W], as soon as they are all there, under a progress bar.
+
+    A batch goes on where the one before stopped, across prompts.
+    """
+    ids = range(len(sampler.prompts) * sampler.images_per_prompt)
     batches = [ids[i : i + batch_size] for i in range(0, len(ids), batch_size)]
     evaluations = 0
-    with tqdm(total=len(batches) * len(sampler.step_counts), desc=title, unit="AR step") as bar:
+    waiting: list[torch.Tensor] = []
+    with tqdm(total=len(batches) * len(sampler.step_counts), desc="drawing", unit="AR step") as bar:
 
         def advance(trace: StepTrace) -> None:
             nonlocal evaluations
@@ -62,7 +88,11 @@ def draw(sampler: PromptSampler, batch_size: int, title: str) -> torch.Tensor:
             bar.update()
 
         sampler.on_step = advance
-        return torch.cat([to_uint8(sampler(batch)).cpu() for batch in batches])
+        for batch in batches:
+            waiting.extend(to_uint8(sampler(batch)).cpu())
+            while len(waiting) >= sampler.images_per_prompt:
+                yield torch.stack(waiting[: sampler.images_per_prompt])
+                del waiting[: sampler.images_per_prompt]
 
 
 def main() -> None:
@@ -71,13 +101,14 @@ def main() -> None:
     paths = get_paths(Path(args.output), len(prompts))
     device = resolve_device(args.device)
     model = load(args, config, device)
-    # A prompt alone: what comes out does not depend on the others. All are checked before the first is drawn.
-    samplers = [get_sampler(args, model, [prompt], device) for prompt in prompts]
+    sampler = get_sampler(args, model, prompts, device, PromptSeededSampler)
     settings = {**describe(args, config, model), "grid_size": args.grid_size, "checkpoint": args.checkpoint}
-    for i, (prompt, sampler, path) in enumerate(zip(prompts, samplers, paths, strict=True)):
-        images = draw(sampler, args.batch_size, f"prompt {i + 1} of {len(prompts)}")
-        save_image(tile(images), path, {"prompt": prompt, **settings})
-        print(path)
+    said = [{"prompt": prompt, **settings} for prompt in prompts]
+    for path, metadata in zip(paths, said, strict=True):
+        check_metadata(path, metadata)
+    for path, metadata, images in zip(paths, said, draw(sampler, args.batch_size), strict=True):
+        save_image(tile(images), path, metadata)
+        tqdm.write(str(path))
 
 
 if __name__ == "__main__":

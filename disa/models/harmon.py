@@ -19,7 +19,7 @@ from ..noise import NoiseSource
 from ..schedule import StepSchedule
 from ..trace import StepTrace
 from .checks import check_finite
-from .mar import MAR, autoregress
+from .mar import MAR, Positions, autoregress
 from .tokenizer import AutoencoderKL, SpaceToDepth, Tokenizer
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Harmon(nn.Module):
     """A Qwen2 language model beside MAR, and the tokenizer of its images.
 
     Args:
-        mar: arguments of `MAR`.
+        mar: arguments of `MAR`; its `grad_checkpointing` is for the language model too.
         llm: arguments of transformers' `Qwen2Config`.
         image_tokenizer: "kl16", whose weights the released files hold too, or "space_to_depth" for small grey images.
 
@@ -74,6 +74,10 @@ class Harmon(nn.Module):
             raise ValueError(f"image_tokenizer is {image_tokenizer!r}; allowed are kl16 and space_to_depth")
         self.vae: Tokenizer = AutoencoderKL(channels) if image_tokenizer == "kl16" else SpaceToDepth(round(channels**0.5))
         self.llm: Any = Qwen2ForCausalLM(Qwen2Config(**{"tie_word_embeddings": True, **(llm or {})}))
+        if self.mar.grad_checkpointing:
+            # Renamed within transformers 5.
+            enable = getattr(self.llm, "activation_checkpointing_enable", None) or self.llm.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         width, text_width = self.mar.mask_token.shape[-1], self.llm.config.hidden_size
         self.proj_in = nn.Sequential(nn.Linear(width, text_width), nn.SiLU(), nn.Linear(text_width, text_width))
         self.proj_out = nn.Sequential(nn.Linear(text_width, text_width), nn.SiLU(), nn.Linear(text_width, width))
@@ -97,13 +101,17 @@ class Harmon(nn.Module):
         """Positions that an image of `shape` (rows, columns) takes in the language model."""
         return shape[0] * shape[1] + self.mar.buffer_size
 
-    def _buffer_last(self, x: Tensor) -> Tensor:
-        """MAR's order, [N, buffer + K, W], into the language model's: it reads the image first, then the buffer."""
-        return x.roll(-self.mar.buffer_size, dims=1)
+    def _encode(self, tokens: Tensor, known: Tensor, positions: Positions) -> Tensor:
+        """MAR's encoder over known tokens, [N, buffer + K, W]; the buffer holds no class, for text takes its place."""
+        return self.mar.encode(tokens, known, self.mar.fake_latent.expand(len(tokens), -1), positions)
 
-    def _buffer_first(self, x: Tensor) -> Tensor:
-        """The way back."""
-        return x.roll(self.mar.buffer_size, dims=1)
+    def _to_text(self, encoded: Tensor) -> Tensor:
+        """MAR's encoder output [N, buffer + K, W] as the language model reads it: the image first, then the buffer."""
+        return self.proj_in(encoded).roll(-self.mar.buffer_size, dims=1)
+
+    def _from_text(self, encoded: Tensor, hidden: Tensor) -> Tensor:
+        """MAR's encoder output with what the language model, `hidden` in its order, adds to it: [N, buffer + K, W]."""
+        return encoded + self.proj_out(hidden.roll(self.mar.buffer_size, dims=1))
 
     def remember(self, input_ids: Tensor, attention_mask: Tensor) -> Prompt:
         """Prompts [N, T], padded on the right where `attention_mask` is 0, run through the language model once."""
@@ -114,7 +122,7 @@ class Harmon(nn.Module):
 
     def read(self, encoded: Tensor, prompt: Prompt) -> Tensor:
         """MAR's encoder output [N, buffer + K, W] with what the language model adds to it after reading it behind the prompts."""
-        seen = self._buffer_last(self.proj_in(encoded))
+        seen = self._to_text(encoded)
         rows, length = seen.shape[:2]
         hidden = self.llm.model(
             inputs_embeds=seen,
@@ -124,14 +132,13 @@ class Harmon(nn.Module):
             use_cache=True,
         ).last_hidden_state
         prompt.cache.crop(-length)
-        return encoded + self.proj_out(self._buffer_first(hidden))
+        return self._from_text(encoded, hidden)
 
     def see(self, latents: Tensor) -> Tensor:
         """Latents [B, C, H, W] -> what the language model reads of a whole image, [B, H · W + buffer, text width]."""
         tokens, shape = latents.flatten(2).transpose(1, 2), (latents.shape[2], latents.shape[3])
         everything = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
-        encoded = self.mar.encode(tokens, everything, self.mar.fake_latent.expand(len(tokens), -1), self.mar.positions(shape))
-        return self._buffer_last(self.proj_in(encoded))
+        return self._to_text(self._encode(tokens, everything, self.mar.positions(shape)))
 
     def _embed(self, latents: Tensor, input_ids: Tensor, image_token: int) -> Tensor:
         """Token ids [B, T] embedded, with the features of an image in each row at its image tokens."""
@@ -181,8 +188,8 @@ class Harmon(nn.Module):
         """
         tokens, positions = latents.flatten(2).transpose(1, 2), self.mar.positions((latents.shape[2], latents.shape[3]))
         known, wanted = self.mar.split(tokens, mask)
-        encoded = self.mar.encode(tokens, known, self.mar.fake_latent.expand(len(tokens), -1), positions)
-        seen = self._buffer_last(self.proj_in(encoded))
+        encoded = self._encode(tokens, known, positions)
+        seen = self._to_text(encoded)
         text = self.llm.get_input_embeddings()(input_ids)
         valid = torch.cat([attention_mask.bool(), attention_mask.new_ones(seen.shape[:2], dtype=torch.bool)], dim=1)
         hidden = self.llm.model(
@@ -191,7 +198,7 @@ class Harmon(nn.Module):
             position_ids=(valid.long().cumsum(1) - 1).clamp(min=0),
             use_cache=False,
         ).last_hidden_state[:, -seen.shape[1] :]
-        z = self.mar.decode(encoded + self.proj_out(self._buffer_first(hidden)), known, wanted, positions)
+        z = self.mar.decode(self._from_text(encoded, hidden), known, wanted, positions)
         return self.mar.head_loss(tokens, wanted, z, timesteps, noise)
 
     def answering_loss(self, latents: Tensor, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, image_token: int) -> Tensor:
@@ -275,12 +282,11 @@ class Harmon(nn.Module):
                 f"prompt and image take {needed} positions, and the language model has {room}; shorten the prompt or the image"
             )
         positions = self.mar.positions(shape)
-        nothing = self.mar.fake_latent.expand(len(input_ids), -1)
         prompt = self.remember(input_ids, attention_mask)
 
         def backbone(tokens: Tensor, known: Tensor, wanted: Tensor) -> Tensor:
             known, wanted = known.repeat(branches, 1), wanted.repeat(branches, 1)
-            encoded = self.mar.encode(tokens.repeat(branches, 1, 1), known, nothing, positions)
+            encoded = self._encode(tokens.repeat(branches, 1, 1), known, positions)
             return self.mar.decode(self.read(encoded, prompt), known, wanted, positions)
 
         tokens = autoregress(

@@ -46,6 +46,14 @@ def describe(label: int, said: Sequence[str], frame: str) -> str:
     return text.replace("a ankle", "an ankle")
 
 
+def grammar_prompts(count: int) -> tuple[list[str], Tensor]:
+    """Prompts that run through classes, frames and attributes, and the classes they ask for."""
+    lights, labels = ("", "dark", "bright"), [i % len(FASHION_CLASSES) for i in range(count)]
+    said = [[word for word in (lights[i // len(FASHION_CLASSES) % len(lights)],) if word] for i in range(count)]
+    frames = [FRAMES[i // 7 % len(FRAMES)] for i in range(count)]
+    return [describe(*words) for words in zip(labels, said, frames, strict=True)], torch.tensor(labels)
+
+
 def draw_captions(images: Tensor, labels: Tensor) -> list[str]:
     """A caption an image uint8 [N, H, W], drawn from torch's generator: how it is framed, and which attributes are left out."""
     captions = []

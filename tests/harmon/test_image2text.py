@@ -4,10 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from torchvision.transforms.functional import to_pil_image
 
 from disa.models.tokenizer import AutoencoderKL, SpaceToDepth
 from disa.prompted import fit_image
+from disa.training.data import to_signed
 from disa.training.transforms import open_image
 from tests.harmon.conftest import refused
 
@@ -31,12 +34,14 @@ def test_image_is_padded_with_grey_in_the_middle(photo):
     assert tall.shape == (1, 3, 64, 32) and tall.eq(1).all()  # of the shape asked for: nothing is added
 
 
-def test_small_models_see_grey(photo):
-    assert fit_image(open_image(photo), 32, 32, GREY).shape == (1, 1, 32, 32)
-    one = Image.new("L", (32, 32))
-    one.putpixel((3, 5), 255)
-    fitted = fit_image(one.convert("RGB"), 32, 32, GREY)
-    assert fitted[0, 0, 5, 3] == 1 and fitted.eq(-1).sum() == 32 * 32 - 1  # untouched
+def test_small_models_see_what_training_saw(photo):
+    pixels = torch.randint(256, (28, 28), dtype=torch.uint8)
+    seen = to_signed(F.pad(pixels, (2, 2, 2, 2)))  # as `fashion_mnist` pads
+    for picture in (pixels, F.pad(pixels, (2, 2, 2, 2))):
+        assert torch.equal(fit_image(to_pil_image(picture).convert("RGB"), 32, 32, GREY)[0, 0], seen)
+    shrunk = fit_image(open_image(photo), 32, 32, GREY)
+    assert shrunk.shape == (1, 1, 32, 32) and shrunk[0, 0, 8:24].eq(1).all()
+    assert shrunk[0, 0, :8].eq(-1).all() and shrunk[0, 0, 24:].eq(-1).all()
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "CMYK", "I;16"])

@@ -10,9 +10,10 @@ from PIL import ExifTags, Image
 from safetensors.torch import save_file
 
 from disa import Guidance, StepSchedule, load_model
+from disa.models.harmon import Harmon
 from disa.sampling import PromptSampler, Sampling
 from tests.conftest import small_mar
-from tests.harmon.conftest import QUICK, refused
+from tests.harmon.conftest import CONFIG, FOLDER, QUICK, refused
 
 CPU = torch.device("cpu")
 
@@ -79,6 +80,48 @@ def test_progress_shows_ar_steps_and_diffusion_steps(call, tmp_path, capsys, mon
     assert [values["head evaluations"] for *_, values in shown] == [4, 7, 11, 14]
 
 
+def test_a_batch_holds_images_of_several_prompts(call, tmp_path, monkeypatch):
+    rows, there, generate = [], [], Harmon.generate
+
+    def watched(self, **settings):
+        rows.append(len(settings["noise"].seeds))
+        there.append(names(tmp_path / "o"))
+        return generate(self, **settings)
+
+    monkeypatch.setattr(Harmon, "generate", watched)
+    (tmp_path / "o").mkdir()
+    prompts = ["a bag", "a dark narrow bag", "a coat"]
+    result = call("text2image", *QUICK, "--prompt", *prompts, "--grid_size", 1, "--batch_size", 2, "--output", tmp_path / "o" / "o.png")
+    files = [f"o_00{i}.png" for i in range(3)]
+    assert (result.code, result.out.split()) == (0, [str(tmp_path / "o" / name) for name in files])
+    assert (rows, there) == ([2, 1], [[], files[:2]])
+    rows.clear()
+    there.clear()
+    call("text2image", *QUICK, "--prompt", *prompts, "--batch_size", 5, "--output", tmp_path / "o" / "grid.png")
+    grids = [f"grid_00{i}.png" for i in range(3)]
+    assert (rows, there) == ([5, 5, 2], [files, [*grids[:1], *files], [*grids[:2], *files]])
+    for file, grid, prompt in zip(files, grids, prompts, strict=True):
+        assert abs(pixels(tmp_path / "o" / file) - pixels(tmp_path / "o" / grid)[:32, :32]).max() <= 1
+        assert json.loads(Image.open(tmp_path / "o" / grid).text["disa"])["prompt"] == prompt
+
+
+def test_what_a_jpeg_cannot_say_is_refused_before_drawing(call, tmp_path, monkeypatch):
+    def draw(prompt, name):
+        return call("text2image", *QUICK, "--grid_size", 1, "--prompt", "a bag", prompt, "--output", tmp_path / name)
+
+    def said(name):
+        return Image.open(tmp_path / name).getexif()[ExifTags.Base.ImageDescription]
+
+    assert draw("a bag", "short.jpg").code == 0
+    spaces = 65_000 - len(said("short_001.jpg"))  # which cost no tokens
+    assert draw("a bag" + " " * spaces, "long.jpg").code == 0 and len(said("long_001.jpg")) == 65_000
+    assert draw("a bag" + " " * (spaces + 1), "longer.png").code == 0
+    monkeypatch.setattr(Harmon, "generate", None)
+    result = draw("a bag" + " " * (spaces + 1), "longer.jpg")
+    assert refused(result, "longer_001.jpg is to say of itself takes 65001 bytes, and a JPEG holds 65000; shorten the prompt")
+    assert not list(tmp_path.glob("longer*.jpg"))
+
+
 BAD = {
     "empty prompt": (["--prompt", " "], "a prompt is empty"),
     "one of them empty": (["--prompt", "a bag", ""], "a prompt is empty"),
@@ -116,8 +159,10 @@ def test_bad_input_ends_in_one_sentence_and_no_file(call, tmp_path, case):
     assert not (tmp_path / "out").exists() and names(tmp_path / "folder.png") == []
 
 
-def test_missing_config_is_named(call):
+def test_wrong_configs_are_named(call, tmp_path):
     assert refused(call("text2image", config="configs/models/mine.py"), "there is no config configs/models/mine.py")
+    (tmp_path / "mine.py").write_text(f"_base_ = '{FOLDER / CONFIG}'\ndefaults = dict(num_itre=8)")
+    assert refused(call("text2image", config=tmp_path / "mine.py"), "mine.py: defaults has num_itre; allowed are batch_size, ")
 
 
 def test_prompts_of_different_lengths_share_a_batch(checkpoint):

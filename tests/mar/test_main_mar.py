@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from unittest.mock import ANY
 
 import numpy as np
@@ -18,9 +17,10 @@ import torch.distributed as dist
 from PIL import Image
 from safetensors.torch import save_file
 
+from benchmarks.faults import alive, rank_processes, wait_until
 from disa import StepSchedule, build_model, cli, load_model
 from disa.generation import image_path, is_whole
-from disa.metrics import extract_features, label_accuracy
+from disa.metrics import extract_features, measure
 from disa.sampling import LabelSampler
 from tests.conftest import small_mar
 from tests.test_flags import MAIN, MAR_SCRIPTS
@@ -117,8 +117,8 @@ def test_one_process_evaluates(whole):
     folder, printed = whole
     results = json.loads((folder / "results.json").read_text())
     assert results.keys() == {
-        *("settings", "num_images", "measures", "head_evaluations", "images_per_second", "seconds_per_image", "timed_images"),
-        *("timing", "metrics", "device", "ranks", "versions"),
+        *("settings", "num_images", "measures", "intervals", "head_evaluations", "images_per_second", "seconds_per_image", "timed_images"),
+        *("fractions", "metrics", "device", "ranks", "versions"),
     }
     assert (results["num_images"], results["timed_images"], results["ranks"]) == (IMAGES, IMAGES - 5, 1)
     assert results["head_evaluations"] == EVALUATIONS
@@ -132,7 +132,8 @@ def test_one_process_evaluates(whole):
     labels = LabelSampler(load_model("mar_fashion"), None, None, torch.device("cpu")).labels(range(IMAGES))
     assert labels.bincount().tolist() == [7, 7, *[6] * 8]
     paths = [image_path(folder / "images", image_id) for image_id in range(IMAGES)]
-    accuracy = label_accuracy(extract_features(paths, "fashion-classifier", progress=False).logits, labels)
+    found = extract_features(paths, "fashion-classifier", progress=False)
+    accuracy = measure(found, ("accuracy",), labels=labels)["label_accuracy"]
     scores = {"extractor": "fashion-classifier", "images": IMAGES, "label_accuracy": pytest.approx(accuracy), "reference": ANY}
     assert results["metrics"] == [scores] and f"label_accuracy {accuracy:.4f}" in printed
     assert f"{IMAGES} images, {EVALUATIONS} head evaluations an image" in printed and str(folder) in printed
@@ -170,28 +171,6 @@ def test_twice_the_same_command_gives_the_same_bytes(tmp_path, call):
     assert contents(results_folder(tmp_path / "once") / "images") == contents(results_folder(tmp_path / "again") / "images")
 
 
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def rank_processes(agent):
-    """Rank -> process of a torchrun."""
-    children = " ".join(path.read_text() for path in Path(f"/proc/{agent}/task").glob("*/children")).split()
-    ranks = ((re.search(rb"\0RANK=(\d+)\0", Path(f"/proc/{child}/environ").read_bytes()), int(child)) for child in children)
-    return {int(rank[1]): child for rank, child in ranks if rank}
-
-
-def wait_until(condition, process, seconds=120):
-    """Wait for `condition` while `process` runs."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.005)
-
-
 def start(command, *flags):
     return subprocess.Popen(
         [*command, *flags], cwd=MAR_SCRIPTS, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
@@ -204,7 +183,7 @@ def test_images_survive_kills(whole, tmp_path):
         process = start(TWO, *flags)
         ranks = {}
         try:
-            wait_until(lambda count=count: len(list(tmp_path.glob("*/images/[0-9]*.png"))) >= count, process)
+            assert wait_until(lambda count=count: len(list(tmp_path.glob("*/images/[0-9]*.png"))) >= count, process)
             ranks = rank_processes(process.pid)
             assert ranks.keys() == {0, 1}
             if victim == "all":
@@ -272,7 +251,7 @@ BAD = {
     "no checkpoint": (["--resume", "nowhere.pth"], "there is no checkpoint nowhere.pth"),
     "other checkpoint": (["--resume", "other.safetensors"], "other.safetensors does not fit this model"),
     "no reference": (["--metrics", "fid", "--features", "fashion-classifier", "--reference", "nowhere"], "there is no --reference nowhere"),
-    "metric": (["--metrics", "kid"], "'kid'; allowed are"),
+    "metric": (["--metrics", "lpips"], "'lpips'; allowed are"),
     "seed": (["--seed", "-1"], "seed is -1"),
     "guidance": (["--cfg", "-1"], "scale is -1.0"),
     "device": (["--device", "tpu"], "'tpu'; allowed are"),
@@ -340,12 +319,12 @@ def test_training_survives_a_kill_and_a_request_to_stop(trained, data, tmp_path)
         return lambda: last.is_file() and last.stat().st_mtime_ns != before
 
     killed = start(ONE, *flags)
-    wait_until(changed(), killed)
+    assert wait_until(changed(), killed)
     killed.kill()
     assert killed.wait() == -signal.SIGKILL and load(tmp_path)["step"] in (10, 20)
 
     step, asked = load(tmp_path)["step"], start(ONE, *flags)
-    wait_until(changed(last.stat().st_mtime_ns), asked)
+    assert wait_until(changed(last.stat().st_mtime_ns), asked)
     asked.terminate()
     assert asked.wait(60) == 130
     stopped = load(tmp_path)["step"]

@@ -13,9 +13,9 @@ INDEX = load_json("harmon/index.json")
 SCHEDULE = StepSchedule(8, 3)  # of the recorded draws
 
 
-def small_harmon(**llm):
+def small_harmon(**mar):
     """The small Harmon of the reference outputs, with their weights."""
-    return fill(build_model("harmon", mar=SMALL_MAR, llm={**INDEX["llm"], **llm}, image_tokenizer="space_to_depth"))
+    return fill(build_model("harmon", mar={**SMALL_MAR, **mar}, llm=INDEX["llm"], image_tokenizer="space_to_depth"))
 
 
 @pytest.mark.parametrize("name", INDEX["samples"])
@@ -108,10 +108,9 @@ def test_two_generations_interleave():
     assert torch.equal(inner[0], alone[1])
 
 
-def test_training_losses_reach_every_trained_parameter():
-    torch.manual_seed(0)
-    model = small_harmon().train()
-    latents = torch.randn(2, 16, 4, 4)
+def training_batch(seed=0):
+    """Arguments of `Harmon.forward`: two images to draw, and two to be asked about."""
+    latents = torch.randn(2, 16, 4, 4, generator=torch.Generator().manual_seed(seed))
     image_token, length = 127, 16 + SMALL_MAR["buffer_size"]
     asked = torch.tensor([[5, *[image_token] * length, 9, 17, 2], [5, *[image_token] * length, 8, 33, 2]])
     labels = torch.full_like(asked, IGNORED)
@@ -124,9 +123,34 @@ def test_training_losses_reach_every_trained_parameter():
         "labels": labels,
         "image_token": image_token,
     }
-    model({"latents": latents, "input_ids": ids, "attention_mask": mask}, answering).backward()
+    return {"latents": latents, "input_ids": ids, "attention_mask": mask}, answering
+
+
+def test_training_losses_reach_every_trained_parameter():
+    model = small_harmon().train()
+    model(*training_batch()).backward()
     missed = [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
     assert missed == []
+
+
+def test_gradient_checkpointing_keeps_less_for_the_same_gradients():
+    gradients, kept = [], []
+
+    def keep(tensor):
+        kept[-1] += tensor.numel()
+        return tensor
+
+    for recompute in (False, True):
+        model = small_harmon(grad_checkpointing=recompute).train()
+        model.mar.grad_checkpointing = True  # so that only the language models differ
+        torch.manual_seed(0)
+        kept.append(0)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = model(*training_batch())
+        loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad})
+    assert kept[1] < kept[0] / 2
+    torch.testing.assert_close(gradients[1], gradients[0])
 
 
 def test_padding_does_not_change_the_losses():

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from disa.checkpoints import BUNDLED_WEIGHTS, read_checkpoint
 from disa.models.harmon import IGNORED
 from disa.models.tokenizer import AutoencoderKL
 from disa.text import TextTokenizer
+from disa.training.checkpoint import LAST
 from disa.training.harmon import ImageTexts, answering_batch, drawing_batch, folder_text, load_training_config, run_training, starting_model
 from tests.conftest import SMALL_MAR, load_json
 from tests.test_flags import ROOT
@@ -115,7 +118,7 @@ def config(tmp_path):
     write_idx(tmp_path / "train-labels-idx1-ubyte", np.arange(12, dtype=np.uint8) % 10, False)
     path = tmp_path / "config.py"
     path.write_text(
-        f"model = 'harmon_fashion'\nmar = {TINY['mar']}\nllm = {TINY['llm']}\n"
+        f"model = 'harmon_fashion'\nmar = {TINY['mar'] | {'grad_checkpointing': True}}\nllm = {TINY['llm']}\n"
         f"data = dict(type='fashion', root={str(tmp_path)!r})\ntraining = dict(batch_size=4, epochs=2, lr=1e-3)\n"
     )
     return str(path)
@@ -163,11 +166,38 @@ def test_configs_say_what_they_lack(config, tmp_path):
             run_training({**load_training_config(config), "data": data}, tmp_path / "out", device="cpu")
 
 
-def run_script(config, folder, *launcher, **environment):
-    """scripts/train.py in processes of its own."""
+def script(config, folder, *launcher, **environment):
+    """scripts/train.py in processes of its own: what `subprocess` is to start."""
     command = [sys.executable, *launcher, "scripts/train.py", config, "--work-dir", str(folder), "--device", "cpu", "--launcher", "pytorch"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(command, cwd=ROOT / "Harmon_DiSA", env=environment, capture_output=True, text=True)
+    return {"args": command, "cwd": ROOT / "Harmon_DiSA", "env": {**os.environ, "OMP_NUM_THREADS": "1", **environment}}
+
+
+def run_script(*words, **environment):
+    return subprocess.run(**script(*words, **environment), capture_output=True, text=True)
+
+
+def test_a_killed_training_goes_on_as_if_it_had_not_been(config, tmp_path):
+    with open(config, "a") as file:
+        file.write("training.update(batch_size=1, epochs=8)\n")  # 12 steps between checkpoints, most of them lost in a kill
+    last = tmp_path / "killed" / LAST
+    process = subprocess.Popen(**script(config, last.parent), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 120
+        while not last.is_file():
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.001)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == -signal.SIGKILL and 0 < read_checkpoint(last)["step"] < 96
+
+    for folder in (last.parent, tmp_path / "whole"):
+        run_training(load_training_config(config), folder, device="cpu")
+    killed, whole = read_checkpoint(last), read_checkpoint(tmp_path / "whole" / LAST)
+    assert killed["step"] == whole["step"] == 96
+    for key in ("model", "model_ema"):
+        assert killed[key].keys() == whole[key].keys()
+        assert all(torch.equal(killed[key][name], value) for name, value in whole[key].items())
 
 
 def test_two_ranks_with_copies_and_with_shares_learn_the_same(config, tmp_path):

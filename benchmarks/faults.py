@@ -1,0 +1,202 @@
+"""Evaluations of the bundled models that are killed at random moments: do they end with the numbers of one that was not?
+
+Each model is evaluated once by one process, undisturbed, and then again and again by one to three ranks of which one is killed
+(`kill -9`) at a random moment, until it is through with its kills; then it may finish, on yet another number of ranks. Run from the
+repository's root: `python -m benchmarks.faults --results benchmarks/results`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from disa import distributed, evaluation
+from disa.demo import SETTINGS, samplers_of
+from disa.evaluation import choose_spaces, describe_device, evaluate, versions
+from disa.files import atomic_write
+from disa.flags import HelpFormatter
+from disa.report import Column, table
+
+TOLERANCE = 1e-6  # of any score
+KILLS_AT_MOST = 3  # in one evaluation
+COLUMNS = (
+    Column("model", "model"),
+    Column("kills", "kills"),
+    Column("runs", "ranks of the runs"),
+    Column("images", "images"),
+    Column("difference", "largest difference of a score", lambda value: f"{value:.1e}"),
+    Column("equal", "ends with the undisturbed numbers", lambda value: "yes" if value else "NO"),
+)
+
+
+def work(model: str, folder: Path, num_images: int) -> None:
+    """What a rank does: an evaluation that saves after every block."""
+    torch.set_num_threads(1)
+    evaluation.SAVE_SECONDS = 0.0
+    device = torch.device("cpu")
+    distributed.setup(device)
+    spaces, _ = choose_spaces("auto", "fashion-classifier", "auto", bundled=True)
+    sampler = samplers_of(model, device)["low everywhere"]
+    evaluate(sampler, folder, spaces=spaces, settings={"model": model}, num_images=num_images, batch_size=4, intervals=True)
+    distributed.shutdown()
+
+
+def worker(model: str, folder: Path, num_images: int, ranks: int = 1, *torchrun: str) -> subprocess.Popen[bytes]:
+    """Start `work` on so many ranks; `torchrun` are more of its flags."""
+    program = ["-m", "benchmarks.faults", "--work", model, "--folder", str(folder), "--images", str(num_images)]
+    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", *(torchrun or ["--standalone"])]
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return subprocess.Popen(
+        [sys.executable, *launcher, *program],
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def rank_processes(agent: int) -> dict[int, int]:
+    """Rank -> process of a torchrun."""
+    found = {}
+    for tasks in Path(f"/proc/{agent}/task").glob("*/children"):
+        for child in tasks.read_text().split():
+            try:
+                rank = re.search(rb"\0RANK=(\d+)\0", Path(f"/proc/{child}/environ").read_bytes())
+            except OSError:
+                continue
+            if rank:
+                found[int(rank[1])] = int(child)
+    return found
+
+
+def wait_until(condition: Callable[[], Any], process: subprocess.Popen[bytes], seconds: float = 120) -> bool:
+    """Wait for `condition` while `process` runs; whether it came."""
+    end = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.005)
+    return False
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Kill everything that was started with `process`, and wait until it is gone."""
+    ranks = rank_processes(process.pid)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for pid in ranks.values():
+        if alive(pid):
+            os.kill(pid, signal.SIGKILL)
+        while alive(pid):
+            time.sleep(0.005)
+
+
+def largest_difference(one: Any, other: Any) -> float:
+    """Between numbers in the same places of two records; infinite where the records differ otherwise."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping) and one.keys() == other.keys():
+        return max((largest_difference(one[key], other[key]) for key in one), default=0.0)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):
+        return max(map(largest_difference, one, other), default=0.0)
+    if isinstance(one, float) and isinstance(other, float):
+        return abs(one - other)
+    return 0.0 if one == other else float("inf")
+
+
+def scores(folder: Path) -> list[dict[str, Any]]:
+    """What an evaluation measured."""
+    return json.loads((folder / "results.json").read_text())["metrics"]
+
+
+def disturbed(model: str, folder: Path, num_images: int, kills: int, seconds: float, draw: random.Random) -> tuple[int, list[int]]:
+    """An evaluation that is killed at most so many times, each time within `seconds` after its ranks came up.
+
+    Returns:
+        How often it was killed, and the ranks of each of its runs.
+    """
+    killed, runs = 0, list[int]()
+    while not (folder / "results.json").is_file():
+        runs.append(draw.randint(1, 3))
+        process = worker(model, folder, num_images, runs[-1])
+        if killed < kills and wait_until(lambda: len(rank_processes(process.pid)) == runs[-1], process):  # noqa: B023
+            moment = time.monotonic() + draw.uniform(0, seconds)
+            wait_until(lambda: time.monotonic() > moment, process)  # noqa: B023
+            if ranks := list(rank_processes(process.pid).values()):
+                os.kill(draw.choice(ranks), signal.SIGKILL)
+                killed += 1
+                # torchrun ends the others, as it would on a cluster.
+        process.wait()
+        stop(process)
+    return killed, runs
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.faults", description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(SETTINGS), choices=SETTINGS, metavar="NAME", help="what is evaluated")
+    parser.add_argument("--kills", type=int, default=20, help="over all models")
+    parser.add_argument("--images", type=int, default=200, help="images an evaluation")
+    parser.add_argument("--seed", type=int, default=1, help="of the moments, and of who is killed")
+    parser.add_argument("--results", type=Path, default=Path("out/faults"), help="folder of the table")
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, default=Path("out/faults"), help="folder of the evaluations")
+    args = parser.parse_args(argv)
+    if args.work:
+        work(args.work, args.folder, args.images)
+        return
+    draw, rows = random.Random(args.seed), []
+    with tqdm(total=args.kills, unit="kill") as bar:
+        for number, model in enumerate(args.models):
+            folder = args.folder / model
+            start = time.monotonic()
+            worker(model, folder / "undisturbed", args.images).wait()
+            expected, seconds = scores(folder / "undisturbed"), time.monotonic() - start
+            left = args.kills * (number + 1) // len(args.models) - args.kills * number // len(args.models)
+            for attempt in itertools.count():
+                if not left:
+                    break
+                place = folder / f"disturbed-{attempt}"
+                killed, runs = disturbed(model, place, args.images, min(left, KILLS_AT_MOST), seconds, draw)
+                left -= killed
+                bar.update(killed)
+                difference = largest_difference(scores(place), expected)
+                rows.append({"model": model, "kills": killed, "runs": ", ".join(map(str, runs)), "images": args.images})
+                rows[-1] |= {"difference": difference, "equal": difference <= TOLERANCE}
+    kills = sum(row["kills"] for row in rows)
+    right = sum(row["kills"] for row in rows if row["equal"])
+    text = (
+        "# Evaluations killed at random\n\n"
+        f"Written by `benchmarks/faults.py` on {describe_device(torch.device('cpu'))}, torch {versions()['torch']}: one to three ranks, "
+        f"one of them killed at a random moment, then started again. {right} of {kills} kills were in evaluations that end within "
+        f"{TOLERANCE:g} of the undisturbed numbers; an image lost or counted twice would change them.\n\n{table(rows, COLUMNS)}\n"
+    )
+    with atomic_write(args.results / "faults.md") as beside:
+        beside.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    from disa.cli import run
+
+    run(main)
