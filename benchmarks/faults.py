@@ -8,6 +8,7 @@ repository's root: `python -m benchmarks.faults --results benchmarks/results`.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import os
@@ -25,12 +26,16 @@ import torch
 from tqdm import tqdm
 
 from disa import distributed, evaluation
-from disa.demo import SETTINGS, samplers_of
-from disa.evaluation import choose_spaces, describe_device, evaluate, versions
+from disa.evaluation import describe_device, evaluate, versions
 from disa.files import atomic_write
 from disa.flags import HelpFormatter
+from disa.models import MODELS
+from disa.recipes import load_tables
 from disa.report import Column, table
+from disa.reproduce import load
+from disa.spaces import choose_spaces
 
+BUNDLED = [name for name, entry in MODELS.items() if entry.bundled]
 TOLERANCE = 1e-6  # of any score
 KILLS_AT_MOST = 3  # in one evaluation
 COLUMNS = (
@@ -50,7 +55,9 @@ def work(model: str, folder: Path, num_images: int) -> None:
     device = torch.device("cpu")
     distributed.setup(device)
     spaces, _ = choose_spaces("auto", "fashion-classifier", "auto", bundled=True)
-    sampler = samplers_of(model, device)["low everywhere"]
+    recipe = next(recipe for recipe in load_tables()["bundled"].recipes if (recipe.model, recipe.row) == (model, "low"))
+    recipe = dataclasses.replace(recipe, num_images=num_images)
+    sampler = load(recipe, device, torch.float32)(recipe)
     evaluate(sampler, folder, spaces=spaces, settings={"model": model}, num_images=num_images, batch_size=4, intervals=True)
     distributed.shutdown()
 
@@ -62,7 +69,8 @@ def worker(model: str, folder: Path, num_images: int, ranks: int = 1, *torchrun:
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     return subprocess.Popen(
         [sys.executable, *launcher, *program],
-        env={**environment, "OMP_NUM_THREADS": "1"},
+        # The second: see docs/evaluate_2x8.sh.
+        env={**environment, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -154,7 +162,7 @@ def disturbed(model: str, folder: Path, num_images: int, kills: int, seconds: fl
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.faults", description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--models", nargs="+", default=list(SETTINGS), choices=SETTINGS, metavar="NAME", help="what is evaluated")
+    parser.add_argument("--models", nargs="+", default=BUNDLED, choices=BUNDLED, metavar="NAME", help="what is evaluated")
     parser.add_argument("--kills", type=int, default=20, help="over all models")
     parser.add_argument("--images", type=int, default=200, help="images an evaluation")
     parser.add_argument("--seed", type=int, default=1, help="of the moments, and of who is killed")

@@ -23,13 +23,14 @@ from PIL import Image
 from disa import StepSchedule, distributed
 from disa.demo import COLUMNS, SETTINGS, everywhere, samplers_of, table_rows
 from disa.distributed import resolve_device
-from disa.evaluation import BUNDLED_STATISTICS, evaluate
+from disa.evaluation import evaluate
 from disa.files import atomic_write, write_json
 from disa.flags import DTYPES, HelpFormatter
 from disa.generation import image_path
 from disa.metrics import Features, Images, Statistics, extract_features, frechet_distance, measure
 from disa.report import Column, Point, decimals, image_grid, plot_quality, plot_step_schedules, table
 from disa.sampling import LabelSampler, Sampling
+from disa.spaces import BUNDLED_STATISTICS
 from disa.training.data import fashion_mnist
 
 SPACES = ("efficientnet-lite0", "fashion-classifier")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import torch
 
-from . import checkpoints
+from . import checkpoints, distributed
 from .distributed import resolve_device
 from .files import image_files
 from .flags import DTYPES, HelpFormatter
+from .sweep import EXAMPLES
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
@@ -29,6 +32,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except torch.OutOfMemoryError as error:
         print(f"error: the GPU's memory is full; take a smaller batch ({str(error).splitlines()[0]})", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # whoever reads, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except (ValueError, OSError, FloatingPointError) as error:
         message = str(error)
         if "Original Traceback" in message:  # raised in a process that loads data: its last line is "Type: message"
@@ -72,12 +78,54 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _stats(args: argparse.Namespace) -> None:
-    from .metrics import Statistics, extract_features
+    from .metrics import image_statistics
     from .training.data import fashion_mnist
 
+    if not args.out.endswith(".npz"):
+        raise ValueError(f"--out is {args.out}; statistics are an .npz file")
+    device = resolve_device(args.device)
+    distributed.setup(device)
     images = fashion_mnist(False)[0] if args.data == "fashion-mnist" else image_files(args.data)
-    Statistics.of(extract_features(images, args.features, device=resolve_device(args.device))).save(args.out, features=args.keep_features)
-    print(args.out)
+    found = image_statistics(
+        images, args.features, keep_features=not args.no_features, batch_size=args.batch_size, device=device, crop=args.image_size
+    )
+    if distributed.is_main():
+        found.save(args.out)
+        print(f"{args.out}: {found.count} images, {len(found.mu)} features of {found.extractor} (resized: {found.resize})")
+    distributed.shutdown()
+
+
+def _reproduce(args: argparse.Namespace) -> int:
+    from .recipes import choose, list_tables, load_tables
+    from .reproduce import reproduce
+
+    tables = load_tables()
+    if args.list:
+        print(list_tables(tables))
+        return 0
+    if not args.name:
+        raise ValueError("nothing is asked for; name tables or recipes, `disa reproduce --list` prints them")
+    chosen = [table.change(num_images=args.images, batch_size=args.batch_size) for table in choose(tables, args.name)]
+    return reproduce(chosen, args.out, device=args.device, dtype=args.dtype, title=f"Reproduced: {', '.join(args.name)}")
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from .recipes import load_tables
+    from .reproduce import reproduce
+    from .sweep import starting_point, sweep_table
+
+    grid = {name: values for name, values in vars(args).items() if name in EXAMPLES}
+    table = sweep_table(starting_point(load_tables(), args.model), grid)
+    table = table.change(num_images=args.images, batch_size=args.batch_size, checkpoint=args.resume)
+    out = args.out or Path("out/sweep", args.model)
+    return reproduce([table], out, device=args.device, dtype=args.dtype, title=f"Sweep: {args.model}", front=True)
+
+
+def _add_measuring_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--images", type=int, metavar="N", help="images a row; by default as many as the recipe says")
+    command.add_argument("--batch_size", type=int, metavar="N", help="images at a time on each rank; by default the recipe's")
+    command.add_argument("--device", default="auto", help="auto (what is there), cuda, cpu or mps")
+    command.add_argument("--dtype", choices=DTYPES, default="float32", help="of the networks")
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -109,13 +157,50 @@ def get_parser() -> argparse.ArgumentParser:
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="to store them in")
     command.set_defaults(command=_export)
 
-    command = commands.add_parser("stats", help="reference statistics of images, for FID", formatter_class=HelpFormatter)
+    command = commands.add_parser(
+        "stats",
+        help="reference statistics of images, for FID, KID, precision and recall",
+        description="Mean, covariance and features of images, with the extractor and how it resizes named in the file. Runs alone or under "
+        "torchrun (torchrun -m disa.cli stats …).",
+        formatter_class=HelpFormatter,
+    )
     command.add_argument("data", metavar="DATA", help="folder of images, or fashion-mnist for its test images")
-    command.add_argument("--features", default="inception", help="inception, efficientnet-lite0 or fashion-classifier")
+    command.add_argument("--features", default="inception", help="inception, dinov2-vit-l-14, efficientnet-lite0 or fashion-classifier")
+    command.add_argument("--image_size", type=int, metavar="SIDE", help="cut the central square of each image, so many pixels a side")
     command.add_argument("--out", default="stats.npz", help="file to write")
-    command.add_argument("--keep_features", action="store_true", help="store the features too, for precision and recall")
+    command.add_argument("--no_features", action="store_true", help="store mean and covariance alone: no KID, precision and recall")
+    command.add_argument("--batch_size", type=int, default=64, help="images at a time on each rank")
     command.add_argument("--device", default="auto", help="auto, cuda, cpu or mps")
     command.set_defaults(command=_stats)
+
+    command = commands.add_parser(
+        "reproduce",
+        help="measure recipes, and put them beside what was published",
+        description="Measure what is not measured, and write one table.md, table.csv and report.html. Interrupted, it goes on when it is "
+        "started again. Runs alone or under torchrun (torchrun -m disa.cli reproduce …).",
+        formatter_class=HelpFormatter,
+    )
+    command.add_argument("name", nargs="*", metavar="NAME", help="tables, recipes, or patterns such as 'ar_steps/mar_*'")
+    command.add_argument("--list", action="store_true", help="print tables and recipes")
+    command.add_argument("--out", type=Path, default=Path("out/reproduce"), help="folder of everything")
+    _add_measuring_flags(command)
+    command.set_defaults(command=_reproduce)
+
+    command = commands.add_parser(
+        "sweep",
+        help="measure a grid of settings: where does quality start to drop?",
+        description="Measure every combination of the values given, the other settings being those of the model's first annealed recipe, "
+        "and mark the Pareto front. Goes on and runs as `disa reproduce` does.",
+        formatter_class=HelpFormatter,
+    )
+    command.add_argument("model", metavar="MODEL", help="a model that has recipes, such as mar_fashion")
+    for name, example in EXAMPLES.items():
+        text = f"one value or several, like {example}"
+        command.add_argument(f"--{name}", nargs="+", type=type(example), metavar="VALUE", default=argparse.SUPPRESS, help=text)
+    command.add_argument("--resume", metavar="CHECKPOINT", help="weights; by default those of the recipe")
+    command.add_argument("--out", type=Path, help="folder of everything; by default out/sweep/MODEL")
+    _add_measuring_flags(command)
+    command.set_defaults(command=_sweep)
     return parser
 
 

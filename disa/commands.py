@@ -14,11 +14,12 @@ from torch import nn
 from . import distributed
 from .checkpoints import load_model, load_tokenizer
 from .distributed import resolve_device
-from .evaluation import Space, choose_spaces, evaluate
+from .evaluation import evaluate
 from .flags import DTYPES, parse
 from .models import MODELS, build_model
 from .models.tokenizer import SpaceToDepth, Tokenizer
 from .sampling import LabelSampler, Sampling
+from .spaces import Space, choose_spaces
 from .training.checkpoint import LAST, find_checkpoint
 from .training.data import TrainingData, cached_data, fashion_data, image_folder_data
 from .training.loop import settings_from_flags, train
@@ -154,6 +155,8 @@ def summary(results: dict[str, Any]) -> str:
         else "too few images to time"
     )
     lines = [f"{results['num_images']} images, {results['head_evaluations']} head evaluations an image, {speed} on {results['device']}"]
+    if results["fractions"]:
+        lines.append("time: " + ", ".join(f"{part} {100 * share:.1f} %" for part, share in results["fractions"].items()))
     for scores in results["metrics"]:
         numbers = ", ".join(f"{name} {value:.4f}" for name, value in scores.items() if isinstance(value, float))
         lines.append(f"{scores['extractor']}: {numbers}")

@@ -14,13 +14,14 @@ from PIL import Image
 from . import distributed
 from .checkpoints import load_model
 from .distributed import resolve_device
-from .evaluation import choose_spaces, evaluate
+from .evaluation import evaluate
 from .flags import HelpFormatter
 from .guidance import Guidance
 from .models.tokenizer import SpaceToDepth
 from .report import Column, Point, Section, decimals, plot_quality, plot_step_schedules, table, write_report
 from .sampling import LabelSampler, Sampling
 from .schedule import StepSchedule
+from .spaces import choose_spaces
 
 
 def everywhere(count: int) -> StepSchedule:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import platform
@@ -19,23 +18,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from . import distributed
-from .checkpoints import sha256
-from .features import WITHOUT_LOGITS, feature_extractor, missing
-from .files import atomic_write, image_files, write_json
+from .features import feature_extractor
+from .files import atomic_write, write_json
 from .generation import ImageWriter, blocks, check_counts, claim_folder, hand_out, image_path, is_whole, missing_ids, to_uint8
-from .metrics import (
-    FROM_FEATURES,
-    METRICS,
-    Statistics,
-    check_metrics,
-    extract_features,
-    frechet_interval,
-    metric_sums,
-    read_images,
-    scores,
-)
+from .metrics import Statistics, check_metrics, frechet_interval, metric_sums, read_images, scores
 from .progress import Progress, Tally, add
 from .sampling import Sampler
+from .spaces import Space, reference_statistics
 
 GRID_IMAGES = 80
 SAVE_SECONDS = 120.0  # between two savings of a rank's sums: what a killed run does again
@@ -129,7 +118,7 @@ def evaluate(
     kept = images if keep_images else None
     count_images(sampler, progress, spaces, batch_size=batch_size, intervals=intervals, images=kept)
     references = [reference_statistics(space, batch_size, device) for space in spaces]
-    results = distributed.on_main(lambda: {**asked, **_results(sampler, progress, spaces, references, intervals)})
+    results = distributed.on_main(lambda: {**asked, **_results(sampler, progress, spaces, references, intervals, batch_size)})
     if distributed.is_main():
         samples = [image_path(kept or progress.folder, image_id) for image_id in range(min(GRID_IMAGES, num_images))]
         save_grid(samples, folder / "samples.png")
@@ -156,16 +145,15 @@ def count_images(
         with ImageWriter() as writer:
             for ids in hand_out(todo, progress.num_images, "evaluating"):
                 sampler.clock.seconds.clear()
-                pixels, generated = _images(sampler, ids, images)
-                if generated and (images or ids[0] < GRID_IMAGES):
-                    seen = len(ids) if images else GRID_IMAGES - ids[0]
-                    writer.save(images or progress.folder, ids[:seen], pixels[:seen].cpu())
+                pixels, made = _images(sampler, ids, images)
+                if wanted := [row for row in made if images or ids[row] < GRID_IMAGES]:
+                    writer.save(images or progress.folder, [ids[row] for row in wanted], pixels[wanted].cpu())
                 new = [row for row, image_id in enumerate(ids) if not counted[image_id]]
                 if new:
                     with sampler.clock("metrics"):
                         counter.add(tally, [ids[row] for row in new], pixels[new])
-                if lap is not None and generated:  # the first block warms things up
-                    seconds = {**sampler.clock.seconds, "all": time.perf_counter() - lap, "images": len(ids)}
+                if lap is not None and made:  # the first block warms things up
+                    seconds = {**sampler.clock.seconds, "all": time.perf_counter() - lap, "images": len(made)}
                     add(tally.sums, {f"seconds/{part}": torch.tensor(float(value)).double() for part, value in seconds.items()})
                 lap = time.perf_counter()
                 if time.monotonic() - saved > SAVE_SECONDS:
@@ -185,13 +173,21 @@ def _missing_work(progress: Progress, batch_size: int, images: Path | None) -> t
     return (blocks(sorted(wanted), batch_size), counted) if wanted else None
 
 
-def _images(sampler: Sampler, ids: Sequence[int], folder: Path | None) -> tuple[Tensor, bool]:
-    """Images as uint8 [B, 1 or 3, H, W], and whether they had to be generated."""
-    paths = [image_path(folder, image_id) for image_id in ids] if folder else []
-    if paths and all(map(is_whole, paths)):
-        with ThreadPoolExecutor(4) as readers:
-            return read_images(paths, readers).to(sampler.device), False
-    return to_uint8(sampler(ids)), True
+def _images(sampler: Sampler, ids: Sequence[int], folder: Path | None) -> tuple[Tensor, list[int]]:
+    """Images as uint8 [B, 1 or 3, H, W], and the rows that had to be generated, for they were not in `folder`."""
+    made = [row for row, image_id in enumerate(ids) if folder is None or not is_whole(image_path(folder, image_id))]
+    drawn = to_uint8(sampler([ids[row] for row in made])) if made else None
+    if folder is None or drawn is not None and len(made) == len(ids):
+        assert drawn is not None
+        return drawn, made
+    there = [row for row in range(len(ids)) if row not in made]
+    with ThreadPoolExecutor(4) as readers:
+        read = read_images([image_path(folder, ids[row]) for row in there], readers).to(sampler.device)
+    if drawn is None:
+        return read, made
+    images = drawn.new_empty(len(ids), *drawn.shape[1:])
+    images[made], images[there] = drawn, read[:, : drawn.shape[1]]  # grey images are read in colour
+    return images, made
 
 
 class _Counter:
@@ -215,7 +211,12 @@ class _Counter:
 
 
 def _results(
-    sampler: Sampler, progress: Progress, spaces: Sequence[Space], references: Sequence[Statistics | None], intervals: bool
+    sampler: Sampler,
+    progress: Progress,
+    spaces: Sequence[Space],
+    references: Sequence[Statistics | None],
+    intervals: bool,
+    batch_size: int,
 ) -> dict[str, Any]:
     """What came out, when every image is counted."""
     _, sums = progress.load()
@@ -232,6 +233,7 @@ def _results(
         **_speed({name.partition("/")[2]: value.item() for name, value in sums.items() if name.startswith("seconds/")}),
         "metrics": metrics,
         "device": describe_device(sampler.device),
+        "batch_size": batch_size,
         "ranks": distributed.world_size(),
         "versions": versions(),
     }
@@ -286,133 +288,3 @@ def _log_scores(log: Path, results: Mapping[str, Any]) -> None:
                     writer.add_scalar(f"{scores['extractor']}/{name}", value)
         if results["seconds_per_image"]:
             writer.add_scalar("seconds_per_image", results["seconds_per_image"])
-
-
-# ---------------------------------------------------------------------------------------------------- what is measured
-
-IMAGENET_STATISTICS = ("fid_stats/adm_in256_stats.npz", "pretrained_models/fid_stats/adm_in256_stats.npz")
-BUNDLED_STATISTICS = Path(__file__).parent / "bundled"
-
-
-@dataclasses.dataclass(frozen=True)
-class Space:
-    """A feature space to measure in.
-
-    Attributes:
-        extractor: its name.
-        metrics: of `disa.metrics.METRICS`.
-        reference: statistics file or folder of images that "fid", "kid" and "prc" compare with.
-    """
-
-    extractor: str
-    metrics: tuple[str, ...]
-    reference: str | None
-
-    def keeps_features(self, intervals: bool) -> bool:
-        """Whether every image's features are needed at the end, not their sums alone."""
-        return any(name in self.metrics for name in FROM_FEATURES) or intervals and "fid" in self.metrics
-
-    @property
-    def reference_name(self) -> str | None:
-        """The reference as results name it: the place of a bundled file says nothing."""
-        return Path(self.reference).name if self.reference else None
-
-    def reference_digest(self) -> str | None:
-        """Twelve hexadecimal digits that tell two references apart: of a file's bytes, or of a folder's file names and sizes."""
-        if self.reference is None:
-            return None
-        if Path(self.reference).is_file():
-            return sha256(self.reference)[:12]
-        listing = [(str(path.relative_to(self.reference)), path.stat().st_size) for path in image_files(self.reference)]
-        return hashlib.sha256(repr(listing).encode()).hexdigest()[:12]
-
-
-def choose_spaces(metrics: str, features: str, reference: str, *, bundled: bool) -> tuple[list[Space], list[str]]:
-    """What to measure, from the flags of these names ("auto", or names separated by commas).
-
-    What was asked for by name must be possible here; "auto" takes what is.
-
-    Args:
-        bundled: whether the model is one of Fashion-MNIST that comes with the package.
-
-    Returns:
-        The spaces, and sentences on what "auto" left out.
-
-    Raises:
-        ValueError: a name is unknown, or a metric lacks what it needs.
-        FileNotFoundError: an extractor or reference that was asked for is not on this machine.
-    """
-    if metrics == "none":
-        return [], []
-    asked = None if metrics == "auto" else tuple(dict.fromkeys(metrics.split(",")))
-    for name in asked or ():
-        if name not in METRICS:
-            raise ValueError(f"--metrics has {name!r}; allowed are {', '.join(METRICS)}, auto and none")
-    if reference != "auto" and not Path(reference).exists():
-        raise FileNotFoundError(f"there is no --reference {reference}; a statistics file or a folder of images is needed")
-    automatic = ("efficientnet-lite0", "fashion-classifier") if bundled else ("inception",)
-    extractors = automatic if features == "auto" else tuple(dict.fromkeys(features.split(",")))
-    spaces, left_out = [], []
-    for extractor in extractors:
-        place = _automatic_reference(extractor, bundled) if reference == "auto" else reference
-        absent, misfit = missing(extractor), _misfit(place, extractor)
-        if features == "auto" and (misfit or absent and asked is None):
-            left_out.append(f"nothing is measured in {extractor}: {misfit or absent}")
-            continue
-        if absent:
-            raise FileNotFoundError(f"--features {extractor}: {absent}")
-        if misfit:
-            raise ValueError(f"--reference {misfit}")
-        classifies, has_features = extractor == "fashion-classifier", _has_features(place)
-        possible = {"fid": place is not None, "isc": not classifies and extractor not in WITHOUT_LOGITS, "accuracy": classifies}
-        possible |= dict.fromkeys(FROM_FEATURES, has_features)
-        if asked is None and place is None:
-            left_out.append(f"no fid in {extractor}: there is no reference; give --reference, or `disa checkpoints fetch adm_in256_stats`")
-        if asked is None and reference != "auto" and not has_features:
-            left_out.append(f"no precision and recall in {extractor}: {place} holds no features; give images")
-        for name in asked or ():
-            # Each of several spaces has the metrics that it can have; what no space can have is refused below.
-            if name in ("fid", *FROM_FEATURES) and not possible[name]:
-                what = "a reference" if name == "fid" else "a reference with features, such as images"
-                raise ValueError(f"--metrics {name} in {extractor} needs {what}; give --reference")
-        chosen = tuple(name for name in asked or METRICS if possible[name])
-        if chosen:
-            spaces.append(Space(extractor, chosen, place))
-    impossible = [name for name in asked or () if not any(name in space.metrics for space in spaces)]
-    if impossible:
-        raise ValueError(f"--metrics {', '.join(impossible)} cannot be measured in {', '.join(extractors)}; choose other --features")
-    return spaces, left_out
-
-
-def _misfit(reference: str | None, extractor: str) -> str | None:
-    """Why `reference` cannot be compared with features of `extractor`, in a sentence."""
-    if reference is None or Path(reference).is_dir():
-        return None
-    of = Statistics.load(reference).extractor
-    return None if of in (None, extractor) else f"{reference} holds statistics of {of}, not of {extractor}"
-
-
-def _has_features(reference: str | None) -> bool:
-    """Whether `reference` has what precision and recall need: images, or their features."""
-    if reference is None:
-        return False
-    return bool(image_files(reference)) if Path(reference).is_dir() else Statistics.load(reference).features is not None
-
-
-def _automatic_reference(extractor: str, bundled: bool) -> str | None:
-    candidates = (
-        [BUNDLED_STATISTICS / f"fashion_test_{extractor}.npz"]
-        if bundled
-        else [Path(place) for place in IMAGENET_STATISTICS if extractor == "inception"]
-    )
-    return next((str(place) for place in candidates if place.is_file()), None)
-
-
-def reference_statistics(space: Space, batch_size: int, device: torch.device) -> Statistics | None:
-    """What a space compares with; every rank calls this, for images are shared out."""
-    if space.reference is None:
-        return None
-    if Path(space.reference).is_dir():
-        files = image_files(space.reference)
-        return Statistics.of(extract_features(files, space.extractor, batch_size=batch_size, device=device))
-    return Statistics.load(space.reference)

@@ -6,15 +6,14 @@ paths or a uint8 tensor [N, H, W] or [N, 1 or 3, H, W]; every rank works on its 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
@@ -23,6 +22,8 @@ from tqdm import tqdm
 from . import distributed
 from .features import RESIZE, feature_extractor
 from .files import atomic_write
+from .progress import add
+from .transforms import center_crop, open_image
 
 # name -> the fewest images it is defined for: a covariance needs two, a third nearest neighbour four
 METRICS = {"fid": 2, "isc": 1, "kid": 2, "prc": 4, "accuracy": 1}
@@ -99,11 +100,11 @@ class Statistics:
             raise ValueError(f"{path} holds mu {mu.shape} and sigma {sigma.shape}; [D] and [D, D] are needed")
         return cls(mu, sigma, count, extractor, resize, features)
 
-    def save(self, path: str | Path, features: bool = True) -> None:
-        """To an `.npz` file, in float32, whole or not at all; with `features` if there are any and they are wanted."""
+    def save(self, path: str | Path) -> None:
+        """To an `.npz` file, in float32, whole or not at all."""
         arrays: dict[str, Any] = {"mu": self.mu.astype(np.float32), "sigma": self.sigma.astype(np.float32)}
         arrays |= {name: np.array(getattr(self, name)) for name in ("count", "extractor", "resize") if getattr(self, name) is not None}
-        if features and self.features is not None:
+        if self.features is not None:
             arrays["features"] = self.features.numpy()
         with atomic_write(path) as beside:
             np.savez_compressed(beside, **arrays)
@@ -204,23 +205,24 @@ def frechet_interval(features: Tensor, reference: Statistics, replicates: int = 
         distances[replicate] = means + centred.square().sum() / (half - 1) - 2 * covariances
     distance = frechet_distance(Statistics.of_sums(feature_sums(features), reference.extractor or ""), reference)
     reach = 1.96 * distances.std().item()
-    return distance - reach, distance + reach
+    return max(distance - reach, 0.0), distance + reach
 
 
-def _read(path: Path) -> Tensor:
-    try:
-        return torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises any of them on a damaged file
-        raise ValueError(f"{path} cannot be read as an image ({error})") from error
-
-
-def read_images(paths: Sequence[Path], readers: ThreadPoolExecutor) -> Tensor:
+def read_images(paths: Sequence[Path], readers: ThreadPoolExecutor, crop: int | None = None) -> Tensor:
     """Image files of one size as uint8 [B, 3, H, W].
+
+    Args:
+        crop: instead, files of any size, of each its central square, so many pixels a side.
 
     Raises:
         ValueError: one cannot be read, or has another size.
     """
-    images = list(readers.map(_read, paths))
+
+    def read(path: Path) -> Tensor:
+        image = open_image(path)
+        return torch.from_numpy(np.array(center_crop(image, crop) if crop else image)).permute(2, 0, 1)
+
+    images = list(readers.map(read, paths))
     for path, image in zip(paths, images, strict=True):
         if image.shape != images[0].shape:
             sizes = [f"{height}×{width}" for _, height, width in (image.shape, images[0].shape)]
@@ -228,15 +230,34 @@ def read_images(paths: Sequence[Path], readers: ThreadPoolExecutor) -> Tensor:
     return torch.stack(images)
 
 
-def _batch(images: Images, rows: Sequence[int], readers: ThreadPoolExecutor) -> Tensor:
-    """uint8 [B, 3, H, W]."""
-    if not isinstance(images, Tensor):
-        return read_images([images[row] for row in rows], readers)
-    batch = images[list(rows)]
-    return (batch[:, None] if batch.ndim == 3 else batch).expand(-1, 3, -1, -1)
+def _feature_batches(
+    images: Images, extractor: str, batch_size: int, device: torch.device | str, crop: int | None = None, progress: bool = True
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features [B, D] and logits [B, K] of this rank's share of images, on `device`, a batch at a time."""
+    if len(images) == 0:
+        raise ValueError("there are no images to extract features from")
+    if isinstance(images, Tensor) and (images.ndim not in (3, 4) or images.ndim == 4 and images.shape[1] not in (1, 3)):
+        raise ValueError(f"images are {list(images.shape)}; [N, H, W] or [N, 1 or 3, H, W] is needed")
+    net = feature_extractor(extractor, device)
+    ranks, rank = distributed.world_size(), distributed.rank()
+    start, stop = len(images) * rank // ranks, len(images) * (rank + 1) // ranks
+    with (
+        tqdm(total=len(images), unit="img", desc=extractor, disable=not (progress and distributed.is_main())) as bar,
+        ThreadPoolExecutor(4) as readers,
+    ):
+        for first in range(start, stop, batch_size):
+            rows = range(first, min(first + batch_size, stop))
+            if isinstance(images, Tensor):
+                batch = images[rows.start : rows.stop]
+                batch = (batch[:, None] if batch.ndim == 3 else batch).expand(-1, 3, -1, -1)
+            else:
+                batch = read_images([images[row] for row in rows], readers, crop)
+            with torch.no_grad():
+                features, logits = net(batch.to(device))
+            yield features.float(), logits.float()
+            bar.update(min(len(rows) * ranks, len(images) - bar.n))
 
 
-@torch.no_grad()
 def extract_features(
     images: Images, extractor: str, *, batch_size: int = 64, device: torch.device | str = "cpu", progress: bool = True
 ) -> Features:
@@ -245,25 +266,43 @@ def extract_features(
     Raises:
         ValueError: an image cannot be read, or there is none.
     """
-    if len(images) == 0:
-        raise ValueError("there are no images to extract features from")
-    if isinstance(images, Tensor) and (images.ndim not in (3, 4) or images.ndim == 4 and images.shape[1] not in (1, 3)):
-        raise ValueError(f"images are {list(images.shape)}; [N, H, W] or [N, 1 or 3, H, W] is needed")
-    net = feature_extractor(extractor, device)
-    bounds = [len(images) * rank // distributed.world_size() for rank in range(distributed.world_size() + 1)]
-    mine = range(bounds[distributed.rank()], bounds[distributed.rank() + 1])
-    found: list[tuple[Tensor, Tensor]] = []
-    with (
-        tqdm(total=len(images), unit="img", desc=extractor, disable=not (progress and distributed.is_main())) as bar,
-        ThreadPoolExecutor(4) as readers,
-    ):
-        for start in range(mine.start, mine.stop, batch_size):
-            rows = range(start, min(start + batch_size, mine.stop))
-            features, logits = net(_batch(images, rows, readers).to(device))
-            found.append((features.float().cpu(), logits.float().cpu()))
-            bar.update(min(len(rows) * distributed.world_size(), len(images) - bar.n))
-    parts = [part for rank in distributed.gather(found) for part in rank]
+    batches = _feature_batches(images, extractor, batch_size, device, progress=progress)
+    parts = [part for rank in distributed.gather([(features.cpu(), logits.cpu()) for features, logits in batches]) for part in rank]
     return Features(torch.cat([features for features, _ in parts]), torch.cat([logits for _, logits in parts]), extractor)
+
+
+def image_statistics(
+    images: Images,
+    extractor: str,
+    *,
+    keep_features: bool,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    crop: int | None = None,
+    progress: bool = True,
+) -> Statistics:
+    """Statistics of all images, on every rank; each rank sums over its share, and the images may be too many for their features to be kept.
+
+    Args:
+        crop: of files of any size, the central squares of so many pixels a side are meant.
+
+    Raises:
+        ValueError: an image cannot be read, or there are fewer than two.
+    """
+    if len(images) < 2:
+        raise ValueError(f"statistics need at least 2 images; there are {len(images)}")
+    sums: dict[str, Tensor] = {}
+    kept: list[Tensor] = []
+    for features, _ in _feature_batches(images, extractor, batch_size, device, crop, progress):
+        add(sums, feature_sums(features.cpu()))
+        if keep_features:
+            kept.append(features.cpu())
+    total: dict[str, Tensor] = {}
+    for part in distributed.gather(sums):
+        add(total, part)
+    rows = torch.cat([part for rank in distributed.gather(kept) for part in rank]) if keep_features else None
+    found = Statistics.of_sums(total, extractor, rows)
+    return replace(found, resize=f"central square of {crop}, {found.resize}") if crop else found
 
 
 def check_metrics(metrics: Sequence[str], count: int) -> None:

@@ -24,7 +24,7 @@ from .sampling import PromptSampler, Sampling
 from .schedule import StepSchedule
 from .text import DRAW_ANYTHING, TextTokenizer
 from .training.data import to_signed
-from .training.transforms import pad_and_resize
+from .transforms import pad_and_resize
 
 # What an image depends on besides its prompt, its number and the weights.
 SETTINGS = (

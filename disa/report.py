@@ -21,7 +21,9 @@ from .files import atomic_write
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "os^Dv"  # once all colours are taken
 INK, FAINT = "#333333", "#999999"
+MANY = 6  # more points than these have small labels, and only where they are on the front
 
 
 @dataclass(frozen=True)
@@ -102,20 +104,52 @@ def _axes(xlabel: str, ylabel: str, size: tuple[float, float] = (6.4, 3.8)) -> t
 
 @dataclass(frozen=True)
 class Point:
-    """A setting in the plot of quality against cost."""
+    """A setting in the plot of quality against cost.
+
+    Attributes:
+        interval: where the distance lies with a probability of 95 %, if that is known.
+        group: the points of a group share a colour; without one, every point has its own.
+    """
 
     name: str
     cost: float
     distance: float
+    interval: Sequence[float] | None = None
+    group: str = ""
 
 
-def plot_quality(points: Sequence[Point], xlabel: str, ylabel: str, *, curve: Sequence[Point] = (), floor: float | None = None) -> Figure:
+def pareto_front(points: Sequence[Point]) -> list[Point]:
+    """The points, from cheap to dear, that no other of their group beats: none is as cheap and as good, and cheaper or better."""
+
+    def beaten(point: Point) -> bool:
+        others = [(other.cost, other.distance) for other in points if other.group == point.group]
+        mine = (point.cost, point.distance)
+        return any(cost <= point.cost and distance <= point.distance and (cost, distance) != mine for cost, distance in others)
+
+    return sorted((point for point in points if not beaten(point)), key=lambda point: point.cost)
+
+
+def _look(i: int) -> tuple[str, str]:
+    """Colour and marker of the i-th thing in a plot."""
+    return PALETTE[i % len(PALETTE)], MARKERS[i // len(PALETTE) % len(MARKERS)]
+
+
+def plot_quality(
+    points: Sequence[Point],
+    xlabel: str,
+    ylabel: str,
+    *,
+    curve: Sequence[Point] = (),
+    floor: float | None = None,
+    front: bool = False,
+) -> Figure:
     """Distance against cost, such as seconds an image: lower is better, further left is cheaper.
 
     Args:
-        points: settings, each labelled where it lies.
+        points: settings, each labelled where it lies; if they are many, those on the Pareto front alone.
         curve: more settings, joined by a line, such as fixed counts.
         floor: the distance of real images from real images.
+        front: join each group's Pareto front.
     """
     figure, axes = _axes(f"{xlabel} (log scale)", f"{ylabel} (lower is better)")
     axes.set_xscale("log")
@@ -126,15 +160,29 @@ def plot_quality(points: Sequence[Point], xlabel: str, ylabel: str, *, curve: Se
             axes.annotate(
                 point.name, (point.cost, point.distance), (0, -13), textcoords="offset points", color=FAINT, fontsize=8, ha="center"
             )
-    for point, colour in zip(points, PALETTE, strict=False):
-        axes.plot(point.cost, point.distance, "o", color=colour, markersize=9, zorder=3)
-        axes.annotate(
-            point.name, (point.cost, point.distance), (0, 10), textcoords="offset points", color=colour, fontweight="bold", ha="center"
-        )
+    best, many = pareto_front(points), len(points) > MANY
+    groups = list(dict.fromkeys(point.group for point in points))
+    words: dict[str, Any] = {"fontsize": 8, "rotation": 45} if many else {"fontweight": "bold", "ha": "center"}
+    for i, point in enumerate(points):
+        colour, marker = _look(groups.index(point.group) if point.group else i)
+        shown = not many or point in best
+        look: dict[str, Any] = {"color": colour, "alpha": 1 if shown else 0.35}
+        axes.plot(point.cost, point.distance, marker, markersize=6 if many else 9, zorder=3, **look)
+        if point.interval:
+            axes.vlines(point.cost, *point.interval, linewidth=1.5, zorder=2, **look)
+        if shown:
+            top = (point.cost, max([point.distance, *(point.interval or ())]))
+            axes.annotate(point.name, top, (0, 3 if many else 10), textcoords="offset points", color=colour, **words)
+    for i, group in enumerate(groups if front else ()):
+        line, (colour, marker) = [point for point in best if point.group == group], _look(i)
+        x, y = [point.cost for point in line], [point.distance for point in line]
+        axes.plot(x, y, color=colour, marker=marker, markersize=5, linewidth=1, zorder=1, label=group)
+    if front and len(groups) > 1:
+        axes.legend(frameon=False, fontsize=8)
     costs = [p.cost for p in (*points, *curve)]
-    distances = [p.distance for p in (*points, *curve)]
+    distances = [max([p.distance, *(p.interval or ())]) for p in (*points, *curve)]
     axes.set_xlim(min(costs) / 1.7, max(costs) * 1.7)
-    axes.set_ylim(0, max(distances) * 1.2)
+    axes.set_ylim(0, max(distances) * (1.3 if many else 1.2))
     if floor is not None:
         axes.axhline(floor, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
         axes.annotate(

@@ -65,14 +65,14 @@ class Sampling:
         """
         flow = any(name.startswith("flow_") for name in settings)
         known = cls(None if flow else 1, StepSchedule()).describe()
-        if lacking := [name for name in known if name not in settings]:
-            raise ValueError(f"nothing says what {', '.join(lacking)} shall be")
         for name, value in settings.items():
             if name not in known:
                 raise ValueError(f"there is no setting {name} here; there are {', '.join(known)}")
             kind = type(known[name])
             if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
                 raise ValueError(f"{name} is {value!r}; a value like {known[name]!r} is needed")
+        if lacking := [name for name in known if name not in settings]:
+            raise ValueError(f"nothing says what {', '.join(lacking)} shall be")
         values = {name.removeprefix("diff_").removeprefix("flow_"): value for name, value in settings.items()}
         return cls(
             values.get("num_iter"),

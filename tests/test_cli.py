@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from disa import cli, load_model
 from disa.checkpoints import BUNDLED_WEIGHTS, CATALOGUE, manifest
 from disa.metrics import Statistics, extract_features
+from disa.transforms import center_crop
 from tests.conftest import SMALL_MAR, small_mar
 
 BUNDLED = BUNDLED_WEIGHTS / "mar_fashion.safetensors"
@@ -95,16 +96,33 @@ def test_export_chooses_the_weights(tmp_path, weights):
     assert all(torch.equal(value, chosen[name]) for name, value in exported.items())
 
 
-@pytest.mark.parametrize("keep", [[], ["--keep_features"]], ids=["statistics alone", "with features"])
-def test_stats_of_a_folder(photos, tmp_path, keep):
+@pytest.mark.parametrize("leave", [[], ["--no_features"]], ids=["with features", "statistics alone"])
+def test_stats_of_a_folder(photos, tmp_path, leave, capsys):
     out = tmp_path / "new" / "stats.npz"
-    assert command("stats", photos, "--features", "fashion-classifier", "--device", "cpu", "--out", out, *keep) == 0
+    assert command("stats", photos, "--features", "fashion-classifier", "--device", "cpu", "--batch_size", "4", "--out", out, *leave) == 0
+    assert capsys.readouterr().out == f"{out}: 12 images, 128 features of fashion-classifier (resized: none, 32)\n"
     found = Statistics.load(out)
     features = extract_features(sorted(photos.iterdir()), "fashion-classifier", progress=False).features
-    assert found.extractor == "fashion-classifier" and found.sigma.shape == (128, 128)
+    assert (found.extractor, found.resize, found.count) == ("fashion-classifier", "none, 32", 12) and found.sigma.shape == (128, 128)
     np.testing.assert_allclose(found.mu, features.mean(0).numpy(), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found.sigma, np.cov(features.numpy(), rowvar=False), rtol=1e-4, atol=1e-5)
-    assert torch.equal(found.features, features) if keep else found.features is None
+    assert found.features is None if leave else torch.allclose(found.features, features, rtol=1e-4, atol=1e-5)
+
+
+def test_stats_of_central_squares(tmp_path):
+    """Images of any size are cut as ImageNet's references are, and the file says so."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i, size in enumerate(((70, 50), (40, 64), (90, 90))):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (*size, 3), np.uint8)).save(pictures / f"{i}.png")
+    arguments = ["stats", pictures, "--features", "fashion-classifier", "--device", "cpu", "--out", tmp_path / "stats.npz"]
+    assert command(*arguments, "--image_size", "32") == 0
+    found = Statistics.load(tmp_path / "stats.npz")
+    assert (found.resize, found.count) == ("central square of 32, none, 32", 3)
+    cut = [np.array(center_crop(Image.open(pictures / f"{i}.png"), 32)) for i in range(3)]
+    images = torch.from_numpy(np.stack(cut)).permute(0, 3, 1, 2)
+    expected = extract_features(images, "fashion-classifier", progress=False).features
+    torch.testing.assert_close(found.features, expected, rtol=1e-4, atol=1e-4)
 
 
 BAD = {
@@ -116,6 +134,8 @@ BAD = {
     "output is a folder": (("checkpoints", "export", BUNDLED, "photos"), "photos"),
     "no folder": (("stats", "nowhere"), "there are no images in nowhere"),
     "folder of other files": (("stats", "empty"), "there are no images in empty"),
+    "output is no archive": (("stats", "photos", "--out", "stats.npy"), "--out is stats.npy; statistics are an .npz file"),
+    "one image": (("stats", "single", "--features", "fashion-classifier"), "statistics need at least 2 images; there are 1"),
     "unknown features": (("stats", "photos", "--features", "vgg"), "'vgg'; allowed are inception"),
     "unknown device": (("stats", "photos", "--device", "tpu"), "'tpu'; allowed are auto"),
 }
@@ -126,6 +146,8 @@ def test_bad_input_ends_in_one_sentence(photos, tmp_path, monkeypatch, capsys, c
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.pth").write_text("no weights")
     (tmp_path / "short.safetensors").write_bytes(BUNDLED.read_bytes()[:1000])
+    (tmp_path / "single").mkdir()
+    Image.new("L", (32, 32)).save(tmp_path / "single" / "0.png")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("no image")
     words, named = BAD[case]

@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shlex
+import subprocess
 import textwrap
 
 import pytest
@@ -79,3 +80,12 @@ def test_small_models_commands_are_the_demos_and_the_cards(folder, training, mod
     args = parse(script.get_parser(), script.FAMILY.defaults(), of_model(document, model, "eval"))
     assert script.get_sampling(args) == SETTINGS[model]["DiSA"]
     assert of_model(document, model, training) == of_model(ROOT / "disa" / "bundled" / f"{model}.md", model, training)
+
+
+def test_the_cluster_script_runs_a_command_that_exists():
+    text = (ROOT / "docs" / "evaluate_2x8.sh").read_text()
+    assert subprocess.run(["bash", "-n", "-c", text]).returncode == 0
+    words = shlex.split(text.replace("\\\n", " ").splitlines()[-1])
+    script = SCRIPTS["MAR_DiSA/main_mar.py"]
+    args = parse(script.get_parser(), script.FAMILY.defaults(), words[words.index("main_mar.py") + 1 :])
+    assert (args.model, args.num_images, args.num_iter, args.cfg, args.evaluate) == ("mar_huge", 50000, 64, 3.3, True)

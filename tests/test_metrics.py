@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -109,9 +110,10 @@ def test_statistics_are_mean_and_unbiased_covariance():
 @pytest.mark.parametrize("with_features", [False, True])
 def test_statistics_survive_a_file(tmp_path, halves, with_features):
     path, saved = tmp_path / "deep" / "statistics.npz", Statistics.of(halves[0])
-    saved.save(path, features=with_features)
+    (saved if with_features else replace(saved, features=None)).save(path)
     loaded = Statistics.load(path)
-    assert list(path.parent.iterdir()) == [path] and loaded.extractor == CLASSIFIER
+    assert list(path.parent.iterdir()) == [path]
+    assert (loaded.extractor, loaded.count, loaded.resize) == (CLASSIFIER, 30, "none, 32")
     assert loaded.mu.dtype == loaded.sigma.dtype == np.float32
     np.testing.assert_array_equal(loaded.mu, saved.mu.astype(np.float32))
     np.testing.assert_array_equal(loaded.sigma, saved.sigma.astype(np.float32))
@@ -121,8 +123,8 @@ def test_statistics_survive_a_file(tmp_path, halves, with_features):
 def test_a_file_with_mu_and_sigma_alone_is_enough(tmp_path):
     np.savez(tmp_path / "statistics.npz", mu=np.ones(2), sigma=np.eye(2))
     loaded = Statistics.load(tmp_path / "statistics.npz")
-    assert loaded.extractor is None and loaded.features is None and loaded.sigma.shape == (2, 2)
-    loaded.save(tmp_path / "again.npz", features=True)
+    assert loaded.extractor is loaded.count is loaded.resize is loaded.features is None and loaded.sigma.shape == (2, 2)
+    loaded.save(tmp_path / "again.npz")
     assert sorted(np.load(tmp_path / "again.npz")) == ["mu", "sigma"]
 
 
@@ -196,7 +198,7 @@ def test_scores_are_torch_fidelitys(folders):
 
 def test_statistics_files_give_the_distance_of_their_images(tmp_path, folders):
     ours, real = (extract_features(image_files(folder), CLASSIFIER, progress=False) for folder in folders)
-    Statistics.of(real).save(tmp_path / "real.npz", features=True)
+    Statistics.of(real).save(tmp_path / "real.npz")
     images, file = (measure(ours, ("fid", "prc"), reference=s) for s in (Statistics.of(real), Statistics.load(tmp_path / "real.npz")))
     assert file["fid"] == pytest.approx(images["fid"], rel=1e-5) and images["fid"] > 1
     assert (file["precision"], file["recall"]) == (images["precision"], images["recall"])

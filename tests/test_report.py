@@ -11,6 +11,7 @@ from disa.report import (
     Section,
     decimals,
     image_grid,
+    pareto_front,
     plot_loss,
     plot_quality,
     plot_step_schedules,
@@ -85,3 +86,43 @@ def test_report_is_self_contained(tmp_path):
     assert page.count("data:image/png;base64,") == 2
     assert not re.search(r'(src|href)="(?!data:)', page) and "<script" not in page
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_pareto_front_is_what_no_other_of_the_group_beats():
+    points = [
+        *(
+            Point("cheap", 1, 9),
+            Point("dear", 4, 2),
+            Point("middle", 2, 5),
+            Point("as good, dearer", 3, 5),
+            Point("worse at the cost", 2, 6),
+        ),
+        *(Point("a twin", 4, 2), Point("beaten twice", 5, 7), Point("another group", 9, 9, group="b")),
+    ]
+    front = [point.name for point in pareto_front(points)]
+    assert front == ["cheap", "middle", "dear", "a twin", "another group"]
+    assert pareto_front([]) == []
+
+
+def test_quality_plot_groups_colours_and_draws_intervals_and_fronts():
+    names = ("low", "disa", "full", "odd")
+    groups = {
+        group: [
+            Point(name, cost, shift + distance, (distance, shift + 50), group)
+            for name, cost, distance in zip(names, (1, 2, 4, 5), (30, 20, 19, 25), strict=True)
+        ]
+        for group, shift in (("mar", 0), ("xar", 10))
+    }
+    axes = plot_quality([point for group in groups.values() for point in group], "seconds", "FID", front=True).axes[0]
+    assert sorted(text.get_text() for text in axes.texts) == sorted(["low", "disa", "full"] * 2)  # many: only the fronts are named
+    lines = {line.get_label(): line for line in axes.lines if line.get_label() in groups}
+    assert {group: line.get_xdata().tolist() for group, line in lines.items()} == {"mar": [1, 2, 4], "xar": [1, 2, 4]}
+    assert len({line.get_color() for line in axes.lines}) == 2 and len(axes.collections) == 8
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["mar", "xar"]
+    assert axes.get_ylim()[1] > 60
+
+
+def test_more_groups_than_colours_differ_in_their_markers():
+    points = [Point("disa", 1 + i, 2, group=f"model {i}") for i in range(9)]
+    axes = plot_quality(points, "seconds", "FID", front=True).axes[0]
+    assert len({(line.get_color(), line.get_marker()) for line in axes.lines}) == 9

@@ -9,7 +9,7 @@ import torch
 from disa.cli import run
 from disa.distributed import resolve_device
 from disa.prompted import fit_image, image_shape, load, parse, parser
-from disa.training.transforms import open_image
+from disa.transforms import open_image
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -19,7 +19,7 @@ from torchvision.datasets import DatasetFolder, ImageFolder
 
 from .. import distributed
 from ..models.tokenizer import AutoencoderKL, Tokenizer, sample_moments
-from .transforms import center_crop
+from ..transforms import center_crop
 
 # Where Debian's package `dataset-fashion-mnist` puts the four files.
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")

@@ -24,11 +24,11 @@ from ..models import MODELS, build_model
 from ..models.harmon import IGNORED
 from ..models.tokenizer import AutoencoderKL, Tokenizer
 from ..text import DRAW, DRAW_ANYTHING, TextTokenizer
+from ..transforms import open_image, pad_and_resize
 from .captions import draw_captions, draw_questions
 from .checkpoint import find_checkpoint
 from .data import crop_to_tensor, fashion_mnist, to_signed
 from .loop import TrainingSettings, train
-from .transforms import open_image, pad_and_resize
 
 
 @dataclass(frozen=True)

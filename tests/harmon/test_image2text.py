@@ -11,7 +11,7 @@ from torchvision.transforms.functional import to_pil_image
 from disa.models.tokenizer import AutoencoderKL, SpaceToDepth
 from disa.prompted import fit_image
 from disa.training.data import to_signed
-from disa.training.transforms import open_image
+from disa.transforms import open_image
 from tests.harmon.conftest import refused
 
 COLOUR, GREY = SimpleNamespace(vae=AutoencoderKL(width=32)), SimpleNamespace(vae=SpaceToDepth())

@@ -118,7 +118,7 @@ def test_one_process_evaluates(whole):
     results = json.loads((folder / "results.json").read_text())
     assert results.keys() == {
         *("settings", "num_images", "measures", "intervals", "head_evaluations", "images_per_second", "seconds_per_image", "timed_images"),
-        *("fractions", "metrics", "device", "ranks", "versions"),
+        *("fractions", "metrics", "device", "batch_size", "ranks", "versions"),
     }
     assert (results["num_images"], results["timed_images"], results["ranks"]) == (IMAGES, IMAGES - 5, 1)
     assert results["head_evaluations"] == EVALUATIONS

@@ -9,7 +9,7 @@ from PIL import Image
 
 from disa.models.tokenizer import AutoencoderKL, SpaceToDepth
 from disa.training.data import cached_data, fashion_data, fashion_mnist, image_folder_data
-from disa.training.transforms import center_crop
+from disa.transforms import center_crop
 
 
 def write_idx(path, array, compress):

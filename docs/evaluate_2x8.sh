@@ -1,0 +1,28 @@
+#!/bin/bash
+# A 50,000-image evaluation of MAR-H on two nodes of eight GPUs, under SLURM: `sbatch docs/evaluate_2x8.sh` from the repository's root.
+#
+# One torchrun a node. Ranks take blocks of images from a common queue, and save what they counted every two minutes in the output
+# folder, which must lie on a file system that both nodes see and that has locks. A rank that dies is started again with all others
+# (three times at most) and its blocks are done by whoever asks first. Out of time, submit the same file again: it goes on.
+#SBATCH --job-name=mar_huge
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --time=08:00:00
+#SBATCH --output=%x-%j.log
+
+set -euo pipefail
+first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export OMP_NUM_THREADS=8
+# A node that starts its ranks again because the other one did does not count it as a restart, and in the store that torchrun shares with
+# its ranks (seen with torch 2.14) they would look each other up under different names. This gives ranks a store of their own.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+
+cd MAR_DiSA
+srun ../.venv/bin/torchrun \
+  --nnodes=2 --nproc_per_node=8 --max-restarts=3 \
+  --rdzv_backend=c10d --rdzv_endpoint="$first_node:29500" --rdzv_id="$SLURM_JOB_ID" \
+  main_mar.py --evaluate --model mar_huge --diffloss_d 12 --diffloss_w 1536 --resume pretrained_models/mar/mar_huge \
+  --num_images 50000 --eval_bsz 256 --num_iter 64 --cfg 3.3 --cfg_schedule linear \
+  --diff_sampler DiSA --diff_upper_steps 50 --diff_lower_steps 5 --output_dir output_dir/mar_huge
