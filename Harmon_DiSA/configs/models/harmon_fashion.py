@@ -2,5 +2,5 @@
 model = "harmon_fashion"
 text_tokenizer = None
 sampler = "DiSA"
-schedule = dict(upper=40, lower=5, strategy="linear")
+schedule = dict(upper=40, lower=8, strategy="linear")
 defaults = dict(image_size=32, num_iter=16)
