@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from disa.spaces import choose_spaces
 
 BUNDLED = [name for name, entry in MODELS.items() if entry.bundled]
 TOLERANCE = 1e-6  # of any score
+TRY = "see why with `python -m benchmarks.faults --work {} --folder DIR`"
 KILLS_AT_MOST = 3  # in one evaluation
 COLUMNS = (
     Column("model", "model"),
@@ -147,6 +149,7 @@ def disturbed(model: str, folder: Path, num_images: int, kills: int, seconds: fl
     killed, runs = 0, list[int]()
     while not (folder / "results.json").is_file():
         runs.append(draw.randint(1, 3))
+        before = killed
         process = worker(model, folder, num_images, runs[-1])
         if killed < kills and wait_until(lambda: len(rank_processes(process.pid)) == runs[-1], process):  # noqa: B023
             moment = time.monotonic() + draw.uniform(0, seconds)
@@ -155,9 +158,33 @@ def disturbed(model: str, folder: Path, num_images: int, kills: int, seconds: fl
                 os.kill(draw.choice(ranks), signal.SIGKILL)
                 killed += 1
                 # torchrun ends the others, as it would on a cluster.
-        process.wait()
+        failed = process.wait() != 0
         stop(process)
+        if failed and killed == before:
+            raise OSError(
+                f"an evaluation of {model} failed though nobody killed it; try `python -m benchmarks.faults --work {model} --folder DIR`"
+            )
     return killed, runs
+
+
+def all_rows(place: Path, args: argparse.Namespace, bar: Any) -> Iterator[dict[str, Any]]:
+    """A row an evaluation, until every model had its share of the kills."""
+    draw = random.Random(args.seed)
+    for number, model in enumerate(args.models):
+        start = time.monotonic()
+        if worker(model, place / model / "undisturbed", args.images).wait() != 0:
+            raise OSError(f"{model} cannot be evaluated; {TRY.format(model)}")
+        expected, seconds = scores(place / model / "undisturbed"), time.monotonic() - start
+        left = args.kills * (number + 1) // len(args.models) - args.kills * number // len(args.models)
+        while left:
+            folder = place / model / f"disturbed-{left}"
+            killed, runs = disturbed(model, folder, args.images, min(left, KILLS_AT_MOST), seconds, draw)
+            bar.update(killed)
+            difference = largest_difference(scores(folder), expected)
+            row = {"model": model, "kills": killed, "runs": ", ".join(map(str, runs)), "images": args.images}
+            yield {**row, "difference": difference, "equal": difference <= TOLERANCE}
+            shutil.rmtree(folder)
+            left -= killed
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -168,29 +195,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=1, help="of the moments, and of who is killed")
     parser.add_argument("--results", type=Path, default=Path("out/faults"), help="folder of the table")
     parser.add_argument("--work", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, default=Path("out/faults"), help="folder of the evaluations")
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.work:
         work(args.work, args.folder, args.images)
         return
-    draw, rows = random.Random(args.seed), []
-    with tqdm(total=args.kills, unit="kill") as bar:
-        for number, model in enumerate(args.models):
-            folder = args.folder / model
-            start = time.monotonic()
-            worker(model, folder / "undisturbed", args.images).wait()
-            expected, seconds = scores(folder / "undisturbed"), time.monotonic() - start
-            left = args.kills * (number + 1) // len(args.models) - args.kills * number // len(args.models)
-            for attempt in itertools.count():
-                if not left:
-                    break
-                place = folder / f"disturbed-{attempt}"
-                killed, runs = disturbed(model, place, args.images, min(left, KILLS_AT_MOST), seconds, draw)
-                left -= killed
-                bar.update(killed)
-                difference = largest_difference(scores(place), expected)
-                rows.append({"model": model, "kills": killed, "runs": ", ".join(map(str, runs)), "images": args.images})
-                rows[-1] |= {"difference": difference, "equal": difference <= TOLERANCE}
+    with tempfile.TemporaryDirectory() as place, tqdm(total=args.kills, unit="kill") as bar:
+        rows = list(all_rows(Path(place), args, bar))
     kills = sum(row["kills"] for row in rows)
     right = sum(row["kills"] for row in rows if row["equal"])
     text = (

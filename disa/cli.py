@@ -78,18 +78,26 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _stats(args: argparse.Namespace) -> None:
+    from .features import missing
     from .metrics import image_statistics
     from .training.data import fashion_mnist
 
     if not args.out.endswith(".npz"):
         raise ValueError(f"--out is {args.out}; statistics are an .npz file")
+    for name in ("batch_size", "image_size"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise ValueError(f"--{name} is {value}; it must be at least 1")
+    if args.image_size and args.data == "fashion-mnist":
+        raise ValueError("--image_size is for a folder of images; Fashion-MNIST's are 32×32")
+    images = fashion_mnist(False)[0] if args.data == "fashion-mnist" else image_files(args.data)
     device = resolve_device(args.device)
     distributed.setup(device)
-    images = fashion_mnist(False)[0] if args.data == "fashion-mnist" else image_files(args.data)
+    if problem := distributed.on_main(lambda: missing(args.features)):  # may need a download, which one rank shall do
+        raise FileNotFoundError(f"--features {args.features}: {problem}")
     found = image_statistics(
         images, args.features, keep_features=not args.no_features, batch_size=args.batch_size, device=device, crop=args.image_size
     )
-    if distributed.is_main():
+    if found is not None:
         found.save(args.out)
         print(f"{args.out}: {found.count} images, {len(found.mu)} features of {found.extractor} (resized: {found.resize})")
     distributed.shutdown()

@@ -134,6 +134,8 @@ def note_uneven_classes(args: argparse.Namespace) -> None:
 def run_evaluation(args: argparse.Namespace, family: Family, device: torch.device) -> None:
     """Images of a checkpoint, and their scores."""
     spaces, left_out = get_spaces(args)
+    if left_out and not spaces and not args.keep_images:
+        raise ValueError(f"{'; '.join(left_out)}; mend that, or give --keep_images, or --metrics none for times and samples alone")
     for sentence in left_out:
         say(f"note: {sentence}")
     architecture = {argument: getattr(args, flag) for flag, argument in family.model_flags.items()}

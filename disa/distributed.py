@@ -115,6 +115,15 @@ def hand_out(count: int) -> Iterator[int]:
         yield number
 
 
+def gather_to_main(value: T) -> list[T]:
+    """Every rank's `value` in rank order, on rank 0; nothing elsewhere."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] | None = [None] * dist.get_world_size() if is_main() else None
+    dist.gather_object(value, values)
+    return values or []
+
+
 def gather(value: T) -> list[T]:
     """Every rank's `value` in rank order, on every rank."""
     if not dist.is_initialized():

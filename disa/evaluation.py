@@ -90,7 +90,7 @@ def evaluate(
     Raises:
         ValueError: a count is impossible, or the images in the folder were made with other settings.
     """
-    check_counts(num_images, batch_size)
+    check_evaluation(spaces, num_images, batch_size, intervals)
     record, images, device = folder / "results.json", folder / "images", sampler.device
     settings = {
         **settings,
@@ -102,10 +102,6 @@ def evaluate(
         {"extractor": space.extractor, "metrics": space.metrics, "reference": space.reference_name, "digest": space.reference_digest()}
         for space in spaces
     ]
-    for space in spaces:
-        check_metrics(space.metrics, num_images)
-    if intervals and num_images < 4:
-        raise ValueError(f"intervals need at least 4 images; there are {num_images}")
     asked = json.loads(json.dumps({"settings": settings, "num_images": num_images, "measures": measures, "intervals": intervals}))
     done = distributed.broadcast(_read_record(record, asked) if distributed.is_main() else None)
     if keep_images and distributed.broadcast(bool(missing_ids(images, num_images)) if distributed.is_main() else None):
@@ -114,10 +110,12 @@ def evaluate(
         return done
     if keep_images:
         claim_folder(images, settings)
-    progress = Progress(folder, asked, num_images)
+    references = [reference_statistics(space, batch_size, device) for space in spaces]
+    # What is counted does not depend on what it will be compared with.
+    counted = {**asked, "measures": [{**measure, "reference": None, "digest": None} for measure in measures]}
+    progress = Progress(folder, counted, num_images)
     kept = images if keep_images else None
     count_images(sampler, progress, spaces, batch_size=batch_size, intervals=intervals, images=kept)
-    references = [reference_statistics(space, batch_size, device) for space in spaces]
     results = distributed.on_main(lambda: {**asked, **_results(sampler, progress, spaces, references, intervals, batch_size)})
     if distributed.is_main():
         samples = [image_path(kept or progress.folder, image_id) for image_id in range(min(GRID_IMAGES, num_images))]
@@ -128,6 +126,19 @@ def evaluate(
         progress.remove()
     distributed.barrier()
     return results
+
+
+def check_evaluation(spaces: Sequence[Space], num_images: int, batch_size: int, intervals: bool) -> None:
+    """Whether so many images can be evaluated.
+
+    Raises:
+        ValueError: a count is impossible, or too small for what is to be measured.
+    """
+    check_counts(num_images, batch_size)
+    for space in spaces:
+        check_metrics(space.metrics, num_images)
+        if intervals and "fid" in space.metrics and num_images < 4:
+            raise ValueError(f"intervals need at least 4 images; there are {num_images}")
 
 
 def count_images(
@@ -142,19 +153,20 @@ def count_images(
     while work := distributed.on_main(lambda: _missing_work(progress, batch_size, images)):
         todo, counted = work
         tally, saved, lap = Tally(), time.monotonic(), None
+        timed = f"seconds/{_machine(sampler, batch_size)}"
         with ImageWriter() as writer:
             for ids in hand_out(todo, progress.num_images, "evaluating"):
                 sampler.clock.seconds.clear()
-                pixels, made = _images(sampler, ids, images)
-                if wanted := [row for row in made if images or ids[row] < GRID_IMAGES]:
-                    writer.save(images or progress.folder, [ids[row] for row in wanted], pixels[wanted].cpu())
+                pixels, generated = _images(sampler, ids, images)
+                if lacking := [row for row, image_id in enumerate(ids) if _lacks(image_id, images, progress)]:
+                    writer.save(images or progress.folder, [ids[row] for row in lacking], pixels[lacking].cpu())
                 new = [row for row, image_id in enumerate(ids) if not counted[image_id]]
                 if new:
                     with sampler.clock("metrics"):
                         counter.add(tally, [ids[row] for row in new], pixels[new])
-                if lap is not None and made:  # the first block warms things up
-                    seconds = {**sampler.clock.seconds, "all": time.perf_counter() - lap, "images": len(made)}
-                    add(tally.sums, {f"seconds/{part}": torch.tensor(float(value)).double() for part, value in seconds.items()})
+                if lap is not None and generated:  # the first block warms things up
+                    seconds = {**sampler.clock.seconds, "all": time.perf_counter() - lap, "images": len(ids)}
+                    add(tally.sums, {f"{timed}/{part}": torch.tensor(float(value)).double() for part, value in seconds.items()})
                 lap = time.perf_counter()
                 if time.monotonic() - saved > SAVE_SECONDS:
                     writer.wait()
@@ -165,29 +177,29 @@ def count_images(
 
 
 def _missing_work(progress: Progress, batch_size: int, images: Path | None) -> tuple[list[list[int]], np.ndarray] | None:
-    """The ids that were not counted, or whose image is wanted and not there, in blocks, and which ids were counted."""
+    """The blocks with ids that were not counted, or whose image is wanted and not there, and which ids were counted."""
     counted, _ = progress.load()
     wanted = set(np.flatnonzero(~counted).tolist())
     if images is not None:
         wanted.update(missing_ids(images, progress.num_images))
-    return (blocks(sorted(wanted), batch_size), counted) if wanted else None
+    todo = [ids for ids in blocks(range(progress.num_images), batch_size) if not wanted.isdisjoint(ids)]
+    return (todo, counted) if todo else None
 
 
-def _images(sampler: Sampler, ids: Sequence[int], folder: Path | None) -> tuple[Tensor, list[int]]:
-    """Images as uint8 [B, 1 or 3, H, W], and the rows that had to be generated, for they were not in `folder`."""
-    made = [row for row, image_id in enumerate(ids) if folder is None or not is_whole(image_path(folder, image_id))]
-    drawn = to_uint8(sampler([ids[row] for row in made])) if made else None
-    if folder is None or drawn is not None and len(made) == len(ids):
-        assert drawn is not None
-        return drawn, made
-    there = [row for row in range(len(ids)) if row not in made]
-    with ThreadPoolExecutor(4) as readers:
-        read = read_images([image_path(folder, ids[row]) for row in there], readers).to(sampler.device)
-    if drawn is None:
-        return read, made
-    images = drawn.new_empty(len(ids), *drawn.shape[1:])
-    images[made], images[there] = drawn, read[:, : drawn.shape[1]]  # grey images are read in colour
-    return images, made
+def _lacks(image_id: int, images: Path | None, progress: Progress) -> bool:
+    """Whether the file of an image is wanted, in `images` or else for the grid of samples, and not there."""
+    if images is None:
+        return image_id < GRID_IMAGES and not is_whole(image_path(progress.folder, image_id))
+    return not is_whole(image_path(images, image_id))
+
+
+def _images(sampler: Sampler, ids: Sequence[int], folder: Path | None) -> tuple[Tensor, bool]:
+    """Images as uint8 [B, 1 or 3, H, W], and whether they were generated: all of them, unless all of them are in `folder`."""
+    paths = [image_path(folder, image_id) for image_id in ids] if folder else []
+    if paths and all(map(is_whole, paths)):
+        with ThreadPoolExecutor(4) as readers:
+            return read_images(paths, readers).to(sampler.device), False
+    return to_uint8(sampler(ids)), True
 
 
 class _Counter:
@@ -226,11 +238,13 @@ def _results(
         features = progress.features(space.extractor) if space.keeps_features(intervals) else None
         found = scores(own, space.metrics, space.extractor, progress.num_images, reference=reference, features=features)
         if intervals and reference is not None and features is not None and "fid" in found:
-            found["fid_interval"] = frechet_interval(features, reference)
+            # Minutes on a CPU, for many images with many features; Apple's GPUs have no float64.
+            there = features.to(sampler.device) if sampler.device.type == "cuda" else features
+            found["fid_interval"] = frechet_interval(there, reference, found["fid"])
         metrics.append({**found, "reference": space.reference_name})
     return {
         "head_evaluations": sampler.head_evaluations,
-        **_speed({name.partition("/")[2]: value.item() for name, value in sums.items() if name.startswith("seconds/")}),
+        **_speed(sums, f"seconds/{_machine(sampler, batch_size)}/"),
         "metrics": metrics,
         "device": describe_device(sampler.device),
         "batch_size": batch_size,
@@ -239,11 +253,17 @@ def _results(
     }
 
 
-def _speed(seconds: Mapping[str, float]) -> dict[str, Any]:
-    """How fast it went, from seconds of all ranks; the first block of each is not in them.
+def _machine(sampler: Sampler, batch_size: int) -> str:
+    """What times depend on: those of others do not count."""
+    return f"{describe_device(sampler.device)}, {distributed.world_size()} ranks, batches of {batch_size}"
+
+
+def _speed(sums: Mapping[str, Tensor], timed: str) -> dict[str, Any]:
+    """How fast it went on the present machine, from the sums of all ranks' seconds there; the first block of each is not in them.
 
     Writing and waiting is "other"; an image costs what its generation and decoding take.
     """
+    seconds = {name.removeprefix(timed): value.item() for name, value in sums.items() if name.startswith(timed)}
     images, parts = seconds.get("images", 0.0), {part: seconds.get(part, 0.0) for part in ("generation", "decoding", "metrics")}
     sampling = parts["generation"] + parts["decoding"]
     rate = distributed.world_size() * images / sampling if sampling else None

@@ -105,6 +105,18 @@ class Classifier(_Extractor):
         return {"features": features, "logits": logits}
 
 
+class _WithoutLogits(nn.Module):
+    """An extractor of features alone, in the form of the others."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        (features,) = self.net(images)
+        return features, features[:, :0]
+
+
 def load_classifier(path: Path = CLASSIFIER_WEIGHTS) -> FashionClassifier:
     """The bundled classifier, in eval mode."""
     model = FashionClassifier()
@@ -144,10 +156,10 @@ def _dinov2_missing() -> str | None:
 
 
 DINOV2 = "dinov2-vit-l-14"  # the size that FD-DINOv2 is defined with (Stein et al. 2023)
-# name -> (class, its layers of features and logits, what keeps it from working here)
+# name -> (class, its layers of features and logits, or of features alone, what keeps it from working here)
 EXTRACTORS: dict[str, tuple[type[FeatureExtractorBase], list[str], Callable[[], str | None]]] = {
     "inception": (FeatureExtractorInceptionV3, ["2048", "logits_unbiased"], _inception_missing),
-    DINOV2: (FeatureExtractorDinoV2, ["dinov2", "dinov2"], _dinov2_missing),
+    DINOV2: (FeatureExtractorDinoV2, ["dinov2"], _dinov2_missing),
     "efficientnet-lite0": (EfficientNetLite0, ["features", "logits"], _efficientnet_missing),
     "fashion-classifier": (Classifier, ["features", "logits"], _classifier_missing),
 }
@@ -158,6 +170,7 @@ RESIZE = {
     "efficientnet-lite0": "96 or 224, bilinear antialiased",
     "fashion-classifier": "none, 32",
 }
+WIDTH = {"inception": 2048, DINOV2: 1024, "efficientnet-lite0": 1280, "fashion-classifier": 128}  # features an image
 WITHOUT_LOGITS = (DINOV2,)
 
 # torch-fidelity has Inception under names of its own.
@@ -178,7 +191,7 @@ def missing(name: str) -> str | None:
 
 
 def feature_extractor(name: str, device: torch.device | str = "cpu") -> nn.Module:
-    """The extractor `name` on `device`: uint8 [B, 3, H, W] -> (features [B, D], logits [B, K]).
+    """The extractor `name` on `device`: uint8 [B, 3, H, W] -> (features [B, D], logits [B, K]); K is 0 where it has none.
 
     Raises:
         ValueError: there is no such extractor.
@@ -188,4 +201,5 @@ def feature_extractor(name: str, device: torch.device | str = "cpu") -> nn.Modul
     if problem:
         raise FileNotFoundError(f"features {name}: {problem}")
     extractor, layers, _ = EXTRACTORS[name]
-    return extractor(name, layers).requires_grad_(False).eval().to(device)
+    net = extractor(name, layers).requires_grad_(False).eval().to(device)
+    return _WithoutLogits(net) if name in WITHOUT_LOGITS else net

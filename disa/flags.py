@@ -50,21 +50,21 @@ def parser(description: str, *, model: str, models: Sequence[str], patches: bool
     group.add_argument("--eval_bsz", default=64, type=int, help="images at a time on each rank")
     group.add_argument("--cfg", default=1.0, type=float, help="guidance scale; 1 is no guidance")
     group.add_argument("--cfg_schedule", default="linear", help="linear (from 1 to cfg) or constant")
-    group.add_argument("--keep_images", action="store_true", help="keep the images after they were measured")
+    group.add_argument("--keep_images", action="store_true", help="write the images, which are measured as they are made, too")
     group.add_argument(
         "--metrics",
         default="auto",
-        help="fid, isc, prc, accuracy (of the asked label), separated by commas; auto: what this machine can; none: generate only",
+        help="fid, isc, kid, prc, accuracy (of the asked label), separated by commas; auto: what can be; none: times and samples",
     )
     group.add_argument(
         "--features",
         default="auto",
-        help="feature spaces, separated by commas: inception, efficientnet-lite0, fashion-classifier; auto chooses by model",
+        help="feature spaces: inception, dinov2-vit-l-14, efficientnet-lite0, fashion-classifier, separated by commas; auto: by model",
     )
     group.add_argument(
         "--reference",
         default="auto",
-        help="what fid and prc compare with: a statistics file (.npz with mu and sigma) or a folder of images",
+        help="what fid, kid and prc compare with: a statistics file (.npz with mu and sigma) or a folder of images",
     )
 
     group = result.add_argument_group("training")

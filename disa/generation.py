@@ -125,10 +125,7 @@ def tile(images: Tensor) -> Tensor:
 
 
 def blocks(ids: Iterable[int], size: int) -> list[list[int]]:
-    """Ids in blocks of at most `size`; which of them share a block does not depend on which are there.
-
-    A block is generated as one batch, so an image is beside the same others, and rounded alike, whoever generates it and when.
-    """
+    """Ids in blocks of at most `size`; which of them share a block does not depend on which others are there."""
     found: dict[int, list[int]] = {}
     for image_id in ids:
         found.setdefault(image_id // size, []).append(image_id)

@@ -101,8 +101,10 @@ class Statistics:
         return cls(mu, sigma, count, extractor, resize, features)
 
     def save(self, path: str | Path) -> None:
-        """To an `.npz` file, in float32, whole or not at all."""
-        arrays: dict[str, Any] = {"mu": self.mu.astype(np.float32), "sigma": self.sigma.astype(np.float32)}
+        """To an `.npz` file, whole or not at all."""
+        # Directions in which few images do not vary have variance 0, and rounding would give them some, whose roots add up.
+        dtype = np.float32 if self.count is not None and self.count > 4 * len(self.mu) else np.float64
+        arrays: dict[str, Any] = {"mu": self.mu.astype(dtype), "sigma": self.sigma.astype(dtype)}
         arrays |= {name: np.array(getattr(self, name)) for name in ("count", "extractor", "resize") if getattr(self, name) is not None}
         if self.features is not None:
             arrays["features"] = self.features.numpy()
@@ -175,7 +177,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     return float(difference @ difference + np.trace(a.sigma) + np.trace(b.sigma) - 2 * covariances)
 
 
-def frechet_interval(features: Tensor, reference: Statistics, replicates: int = REPLICATES) -> tuple[float, float]:
+def frechet_interval(features: Tensor, reference: Statistics, distance: float) -> tuple[float, float]:
     """Where the Fréchet distance of as many other images would lie in 95 of 100 cases, by bootstrap.
 
     A replicate is a random half of the images, whose distance varies as that of all of them does (Shao and Wu, "A General Theory for
@@ -184,7 +186,8 @@ def frechet_interval(features: Tensor, reference: Statistics, replicates: int = 
     further away, all halves alike, is taken out: the interval lies around the distance.
 
     Args:
-        features: [N, D].
+        features: [N, D], on whatever device is to do the work.
+        distance: of all of them.
 
     Raises:
         ValueError: there are fewer than 4 images.
@@ -192,18 +195,17 @@ def frechet_interval(features: Tensor, reference: Statistics, replicates: int = 
     count, half = len(features), len(features) // 2
     if half < 2:
         raise ValueError(f"an interval needs at least 4 images; there are {count}")
-    rows, root, mu = features.double(), _root(reference.sigma), torch.from_numpy(reference.mu.astype(np.float64))
-    rooted, generator = rows @ root, torch.Generator().manual_seed(0)
-    distances = torch.empty(replicates, dtype=torch.float64)
-    for replicate in range(replicates):
-        drawn = torch.randperm(count, generator=generator)[:half]
-        centred = rows[drawn] - rows[drawn].mean(0)
+    root, mu = _root(reference.sigma).to(features.device), torch.from_numpy(reference.mu.astype(np.float64)).to(features.device)
+    generator = torch.Generator().manual_seed(0)
+    distances = torch.empty(REPLICATES, dtype=torch.float64)
+    for replicate in range(REPLICATES):
+        rows = features[torch.randperm(count, generator=generator)[:half].to(features.device)].double()
+        mean = rows.mean(0)
+        rows -= mean
         # B^½ A B^½ = Y'Y, where Y's rows are an image's features, centred, times B^½; Y Y' has the same eigenvalues.
-        y = (rooted[drawn] - rooted[drawn].mean(0)) / (half - 1) ** 0.5
+        y = rows @ root / (half - 1) ** 0.5
         covariances = _trace_of_root(y @ y.T if half < y.shape[1] else y.T @ y)
-        means = (rows[drawn].mean(0) - mu).square().sum()
-        distances[replicate] = means + centred.square().sum() / (half - 1) - 2 * covariances
-    distance = frechet_distance(Statistics.of_sums(feature_sums(features), reference.extractor or ""), reference)
+        distances[replicate] = (mean - mu).square().sum() + rows.square().sum() / (half - 1) - 2 * covariances
     reach = 1.96 * distances.std().item()
     return max(distance - reach, 0.0), distance + reach
 
@@ -280,8 +282,8 @@ def image_statistics(
     device: torch.device | str = "cpu",
     crop: int | None = None,
     progress: bool = True,
-) -> Statistics:
-    """Statistics of all images, on every rank; each rank sums over its share, and the images may be too many for their features to be kept.
+) -> Statistics | None:
+    """Statistics of all images, on rank 0 alone; each rank sums over its share, and the images may be too many to keep their features.
 
     Args:
         crop: of files of any size, the central squares of so many pixels a side are meant.
@@ -297,10 +299,13 @@ def image_statistics(
         add(sums, feature_sums(features.cpu()))
         if keep_features:
             kept.append(features.cpu())
+    sums_of_ranks, kept_of_ranks = distributed.gather_to_main(sums), distributed.gather_to_main(kept)
+    if not distributed.is_main():
+        return None
     total: dict[str, Tensor] = {}
-    for part in distributed.gather(sums):
+    for part in sums_of_ranks:
         add(total, part)
-    rows = torch.cat([part for rank in distributed.gather(kept) for part in rank]) if keep_features else None
+    rows = torch.cat([part for rank in kept_of_ranks for part in rank]) if keep_features else None
     found = Statistics.of_sums(total, extractor, rows)
     return replace(found, resize=f"central square of {crop}, {found.resize}") if crop else found
 

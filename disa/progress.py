@@ -117,7 +117,8 @@ class Progress:
     def remove(self) -> None:
         """Forget everything."""
         self.path.unlink(missing_ok=True)
-        self.lock.unlink(missing_ok=True)
+        for leftover in self.path.parent.glob(f".{self.path.stem}.*"):  # the lock, and what killed ranks were writing
+            leftover.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

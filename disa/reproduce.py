@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from . import distributed, recipes
 from .checkpoints import CATALOGUE, load_model, load_tokenizer
 from .commands import say, summary
 from .distributed import resolve_device
-from .evaluation import evaluate
+from .evaluation import check_evaluation, evaluate
 from .files import atomic_write
 from .flags import DTYPES
 from .models.tokenizer import SpaceToDepth
@@ -34,7 +35,7 @@ T = TypeVar("T")
 Results = dict[str, Any]  # of one recipe, as `evaluate` returns them
 
 # What ends one row in a sentence, and not the others.
-MENDABLE = (ValueError, OSError, FloatingPointError)
+MENDABLE = (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError)
 
 
 # ------------------------------------------------------------------------------------------------------------- measure
@@ -114,7 +115,11 @@ class Measurements:
 
     def folder(self, recipe: Recipe) -> Path:
         """Where results lie; rows of several tables that ask for the same share them."""
-        return self.out / recipe.model / f"{recipe.sampling.name()}-{recipe.num_images}images-{self.dtype}"
+        name = f"{recipe.sampling.name()}-{recipe.num_images}images-{self.dtype}"
+        other = (recipe.checkpoint, tuple(recipe.prompts), recipe.image_size, recipe.text_tokenizer)
+        if any(other):
+            name += f"-{hashlib.sha256(repr(other).encode()).hexdigest()[:6]}"
+        return self.out / recipe.model / name
 
     def of(self, recipe: Recipe | None) -> Results | None:
         """The results of a recipe, if there are any; those of an earlier run will do, unless it could not run now."""
@@ -129,7 +134,12 @@ class Measurements:
 
     def measure(self, recipe: Recipe, make: Callable[[Recipe], Sampler], spaces: Sequence[Space]) -> None:
         """Evaluate one recipe, or go on with it; every rank calls this."""
-        sampler, problem = together(partial(make, recipe))
+
+        def ready() -> Sampler:
+            check_evaluation(spaces, recipe.num_images, recipe.batch_size, intervals=True)
+            return make(recipe)
+
+        sampler, problem = together(ready)
         if sampler is not None:
             say(f"{len(sampler.step_counts)} AR steps, {sampler.head_evaluations:,} head evaluations an image")
             try:
@@ -192,10 +202,13 @@ def reproduce(tables: Sequence[Table], out: Path, *, device: str, dtype: str, ti
     known = Measurements(out, dtype)
     sections: list[Section] = []
     every = list(enumerate([recipe for one in tables for recipe in one.shown], 1))
-    for _, rows in groupby(every, key=lambda pair: (pair[1].model, pair[1].checkpoint, pair[1].prompts)):
+    for _, rows in groupby(every, key=lambda pair: (pair[1].model, pair[1].checkpoint, pair[1].prompts, pair[1].text_tokenizer)):
         same = list(rows)
+        make = None  # the model before makes room for this one
         make, problem = together(partial(load, same[0][1], where, DTYPES[dtype]))
         spaces, known.left_out[same[0][1].model] = distributed.on_main(partial(spaces_of, same[0][1])) if make else ([], [])
+        for sentence in known.left_out[same[0][1].model]:
+            say(f"note: {sentence}")
         for number, recipe in same:
             say(f"\n{number} of {len(every)}: {recipe.name}, {recipe.num_images:,} images")
             if make is not None:
@@ -306,6 +319,12 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
         *(Column(name, f"{title} (95 %)", _distance(digits)) for name, (title, digits) in DISTANCES.items()),
         Column("published_isc", "published IS", _published(1)),
         Column("inception", "IS", _score("inception_score_mean", decimals(1))),
+        *(
+            Column(name, f"{title} ({name})", _score(key, decimals(digits)))
+            for name in DISTANCES
+            for key, title, digits in (("precision", "precision", 2), ("recall", "recall", 2), ("kid_mean", "KID", 4))
+            if any(key in row.get(name, {}) for row in rows)
+        ),
         Column("fashion-classifier", "label accuracy", _score("label_accuracy", lambda value: f"{100 * value:.1f} %")),
         Column("head_evaluations", "head evaluations an image", decimals(0)),
         Column("seconds_per_image", "seconds an image", decimals(3)),

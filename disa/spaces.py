@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
+from . import distributed
 from .checkpoints import sha256
-from .features import WITHOUT_LOGITS, missing
+from .features import WIDTH, WITHOUT_LOGITS, missing
 from .files import image_files
 from .metrics import FROM_FEATURES, METRICS, Statistics, image_statistics
 
@@ -90,7 +91,8 @@ def choose_spaces(metrics: str, features: str, reference: str, *, bundled: bool)
         possible = {"fid": place is not None, "isc": not classifies and extractor not in WITHOUT_LOGITS, "accuracy": classifies}
         possible |= dict.fromkeys(FROM_FEATURES, has_features)
         if asked is None and place is None:
-            left_out.append(f"no fid in {extractor}: there is no reference; give --reference, or `disa checkpoints fetch adm_in256_stats`")
+            how = "`disa checkpoints fetch adm_in256_stats`" if extractor == "inception" else "make one with `disa stats`"
+            left_out.append(f"no fid in {extractor}: there is no reference; give --reference, or {how}")
         if asked is None and reference != "auto" and not has_features:
             left_out.append(f"no precision and recall in {extractor}: {place} holds no features; give images")
         for name in asked or ():
@@ -101,6 +103,8 @@ def choose_spaces(metrics: str, features: str, reference: str, *, bundled: bool)
         chosen = tuple(name for name in asked or METRICS if possible[name])
         if chosen:
             spaces.append(Space(extractor, chosen, place))
+    if reference != "auto" and left_out and not any(space.reference for space in spaces):
+        raise ValueError(f"--reference fits none of {', '.join(extractors)}; {left_out[0]}")
     impossible = [name for name in asked or () if not any(name in space.metrics for space in spaces)]
     if impossible:
         raise ValueError(f"--metrics {', '.join(impossible)} cannot be measured in {', '.join(extractors)}; choose other --features")
@@ -111,8 +115,12 @@ def _misfit(reference: str | None, extractor: str) -> str | None:
     """Why `reference` cannot be compared with features of `extractor`, in a sentence."""
     if reference is None or Path(reference).is_dir():
         return None
-    of = Statistics.load(reference).extractor
-    return None if of in (None, extractor) else f"{reference} holds statistics of {of}, not of {extractor}"
+    found = Statistics.load(reference)
+    if found.extractor not in (None, extractor):
+        return f"{reference} holds statistics of {found.extractor}, not of {extractor}"
+    if len(found.mu) != WIDTH[extractor]:
+        return f"{reference} holds statistics of {len(found.mu)} features, and {extractor} has {WIDTH[extractor]}"
+    return None
 
 
 def _has_features(reference: str | None) -> bool:
@@ -132,10 +140,10 @@ def _automatic_reference(extractor: str, bundled: bool) -> str | None:
 
 
 def reference_statistics(space: Space, batch_size: int, device: torch.device) -> Statistics | None:
-    """What a space compares with; every rank calls this, for images are shared out."""
+    """What a space compares with, on rank 0; every rank calls this, for images are shared out."""
     if space.reference is None:
         return None
     if Path(space.reference).is_dir():
         files, needed = image_files(space.reference), any(name in space.metrics for name in FROM_FEATURES)
         return image_statistics(files, space.extractor, keep_features=needed, batch_size=batch_size, device=device)
-    return Statistics.load(space.reference)
+    return Statistics.load(space.reference) if distributed.is_main() else None

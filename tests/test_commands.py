@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from disa import build_model, cli
+from disa import build_model, cli, commands
 from disa.checkpoints import manifest, read_checkpoint
 from disa.flags import parse
 from tests.conftest import load_json
@@ -174,3 +174,13 @@ def test_xar_trains_under_its_released_name_too():
         [sys.executable, "main_mar.py", "--help"], cwd=ROOT / "xAR_DiSA", env=environment, capture_output=True, text=True
     )
     assert ended.returncode == 0 and "--num_sampling_steps" in ended.stdout
+
+
+def test_images_that_could_not_be_measured_are_not_made_for_nothing(tmp_path, call, monkeypatch):
+    monkeypatch.setattr(commands, "get_spaces", lambda args: ([], ["nothing is measured in inception: its weights are away"]))
+    flags = ["--num_images", "2", "--output_dir", tmp_path / "out"]
+    code, _, error = call("xAR_DiSA", "eval.py", *flags)
+    assert code == 2 and "its weights are away; mend that, or give --keep_images, or --metrics none" in error
+    assert not (tmp_path / "out").exists()
+    assert call("xAR_DiSA", "eval.py", *flags, *STEPS, "--keep_images")[0] == 0
+    assert len(list(tmp_path.glob("out/*/images/*.png"))) == 2

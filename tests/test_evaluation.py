@@ -282,7 +282,7 @@ def test_intervals_lie_around_their_distances(tmp_path, measured):
         assert 0 < low < scores["fid"] < high and scores == without
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json", "samples.png"]
     with pytest.raises(ValueError, match="intervals need at least 4 images; there are 3"):
-        run(tmp_path, intervals=True, num_images=3)
+        run(tmp_path, intervals=True, num_images=3, spaces=(Space("fashion-classifier", ("fid",), measured[2][1].reference),))
 
 
 class Failing(LabelSampler):

@@ -1,6 +1,7 @@
 """Extractors: what they return, on what it depends, and what they say when something is missing."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,8 @@ import torch
 from torch_fidelity import feature_extractor_inceptionv3 as fidelity_inception
 
 from disa import features
-from disa.features import CLASSIFIER_WEIGHTS, EXTRACTORS, feature_extractor, load_classifier, missing
-from disa.metrics import extract_features
+from disa.features import CLASSIFIER_WEIGHTS, DINOV2, EXTRACTORS, WIDTH, feature_extractor, load_classifier, missing
+from disa.metrics import Statistics, extract_features, measure
 from tests.conftest import load_reference
 
 SHAPES = {"efficientnet-lite0": (1280, 1000), "fashion-classifier": (128, 10)}
@@ -129,6 +130,23 @@ def test_inception_has_pooled_features_and_logits_without_bias(monkeypatch):
     pooled, logits = net(torch.randint(256, (1, 3, 32, 32), dtype=torch.uint8))
     assert pooled.shape == (1, 2048) and net.fc.bias.abs().max() > 0
     torch.testing.assert_close(logits, pooled @ net.fc.weight.T)
+
+
+def test_dinov2_has_features_alone(monkeypatch):
+    """With a stand-in for what torch hub would download."""
+    stand_in = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, WIDTH[DINOV2]))
+    monkeypatch.setattr(torch.hub, "load", lambda *words: stand_in)
+    images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert missing(DINOV2) is None
+    found = extract_features(images, DINOV2, progress=False)
+    assert found.features.shape == (4, WIDTH[DINOV2]) and found.logits.shape == (4, 0) and found.features.std() > 0
+    reference = Statistics.of(replace(found, features=found.features + 1))
+    assert measure(found, ("fid", "kid", "prc"), reference=reference)["fid"] == pytest.approx(WIDTH[DINOV2], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_widths_are_those_of_the_features(name):
+    assert WIDTH[name] == SHAPES[name][0]
 
 
 @pytest.mark.parametrize("side", [32, 256])

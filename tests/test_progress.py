@@ -92,6 +92,15 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".lock", ".npz"]
 
 
+def test_what_a_killed_rank_was_writing_goes_with_the_rest(tmp_path):
+    progress = Progress(tmp_path, ASKED, 9)
+    progress.save(tally([0]))
+    (tmp_path / f".{progress.path.stem}.123.part.npz").write_bytes(b"half")
+    (tmp_path / "notes.txt").touch()
+    progress.remove()
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
 def test_sums_of_one_part_do_not_share_its_memory():
     total, part = {}, {"a": torch.ones(2)}
     add(total, part)

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from disa import spaces
-from disa.features import EXTRACTORS
+from disa.features import EXTRACTORS, WIDTH
 from disa.metrics import Features, Statistics
 from disa.spaces import Space, choose_spaces
 
@@ -17,6 +17,7 @@ def place(tmp_path, monkeypatch):
     """An empty working directory without bundled statistics, where Inception is missing."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(spaces, "BUNDLED_STATISTICS", tmp_path / "bundled")
+    monkeypatch.setattr(spaces, "WIDTH", dict.fromkeys(WIDTH, 2))  # the statistics here are small
     monkeypatch.setitem(EXTRACTORS, "inception", (*EXTRACTORS["inception"][:2], lambda: "its weights are away"))
     return tmp_path
 
