@@ -314,6 +314,23 @@ def test_an_interrupted_evaluation_goes_on_from_its_sums(tmp_path, monkeypatch, 
     assert found["timed_images"] == 4 + 2  # the first block of each run warms things up
 
 
+def test_times_are_of_the_present_machine_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "SAVE_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, tiny_sampler(Failing), batch_size=2, keep_images=False)
+    results = run(tmp_path, batch_size=4, keep_images=False)
+    assert results["timed_images"] == 2 and results["batch_size"] == 4  # of blocks 4–7, which warms up, and 8–9
+    assert results["metrics"][0]["images"] == 10
+
+
+def test_a_reference_that_cannot_be_read_is_named_before_anything_is_generated(tmp_path):
+    (tmp_path / "real").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "real" / name).write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="a.png cannot be read as an image"):
+        run(tmp_path / "run", tiny_sampler(Exhausted), spaces=(Space("fashion-classifier", ("fid",), str(tmp_path / "real")),))
+
+
 def test_an_interrupted_evaluation_of_other_settings_is_left_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "SAVE_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
