@@ -151,7 +151,7 @@ def plot_quality(
         floor: the distance of real images from real images.
         front: join each group's Pareto front.
     """
-    figure, axes = _axes(f"{xlabel} (log scale)", f"{ylabel} (lower is better)")
+    figure, axes = _axes(f"{xlabel} (log scale)", f"{ylabel}\n(lower is better)")
     axes.set_xscale("log")
     if curve:
         ordered = sorted(curve, key=lambda point: point.cost)

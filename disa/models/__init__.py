@@ -33,7 +33,7 @@ def _qwen2(width: int, depth: int, num_heads: int, mlp_width: int) -> dict[str, 
     return {
         **{"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": num_heads, "intermediate_size": mlp_width},
         **{"num_key_value_heads": 2, "vocab_size": 151936, "max_position_embeddings": 32768},
-        **{"rope_theta": 1e6, "rms_norm_eps": 1e-6, "tie_word_embeddings": True},
+        **{"rope_theta": 1e6, "rms_norm_eps": 1e-6},
     }
 
 
