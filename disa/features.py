@@ -69,7 +69,9 @@ class EfficientNetLite0(_Extractor):
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
         size = 96 if min(images.shape[2:]) < 96 else 224
         x = F.interpolate((images.float() - 127) / 128, (size, size), mode="bilinear", antialias=True)
-        features = self.net.extract_features(x).mean((2, 3))
+        # A CPU's caches hold the activations of a few images: 16 at a time take two thirds of the time of 50.
+        parts = x.split(16) if x.device.type == "cpu" else (x,)
+        features = torch.cat([self.net.extract_features(part).mean((2, 3)) for part in parts])
         return {"features": features, "logits": self.net._fc(features)}
 
 
