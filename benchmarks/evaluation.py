@@ -28,16 +28,12 @@ from disa.evaluation import describe_device, evaluate, versions
 from disa.files import atomic_write
 from disa.flags import HelpFormatter
 from disa.metrics import Features, Statistics
-from disa.report import Column, decimals, table
+from disa.report import Column, decimals, percent, table
 from disa.sampling import Sampler, Sampling
 from disa.spaces import Space, choose_spaces
 
 FEATURES, LOGITS = 2048, 1008  # Inception's
 MEGABYTE = 2**20
-
-
-def percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
 
 
 SPEED = (
@@ -161,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"alone; their scores differ by {largest_difference(one['scores'], two['scores']):.1e} at most. Writing, saving and waiting are "
         '"other"; the first block of each process is in none of the parts.\n\n'
         f"Made-up images with features as wide as Inception's, no images kept:\n\n{table(room, ROOM)}\n\n"
-        f"From {room[0]['images']:,} to {room[1]['images']:,} images, memory grows by {room[1]['memory'] - room[0]['memory']:.0f} MB.\n"
+        f"From {room[0]['images']:,} to {room[1]['images']:,} images, memory changes by {room[1]['memory'] - room[0]['memory']:+.0f} MB.\n"
     )
     with atomic_write(args.results / "evaluation.md") as beside:
         beside.write_text(text)

@@ -18,14 +18,14 @@ from disa import Guidance, ImageNoise, StepSchedule, build_model
 from disa.files import atomic_write
 from disa.flags import HelpFormatter
 from disa.models.flowar import flow_times
-from disa.report import Column, decimals, table
+from disa.report import Column, decimals, percent, table
 
 SCHEDULE = StepSchedule(50, 15)
 COLUMNS = (
     Column("setting", "setting"),
     Column("always", "both halves always", decimals(0)),
     Column("rows", "rows here", decimals(0)),
-    Column("share", "share", lambda value: f"{100 * value:.1f} %"),
+    Column("share", "share", percent),
 )
 
 

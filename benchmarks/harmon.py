@@ -26,7 +26,7 @@ from disa.files import atomic_write, write_json
 from disa.flags import HelpFormatter
 from disa.generation import to_uint8
 from disa.models.harmon import Harmon
-from disa.report import Column, decimals, image_grid, table
+from disa.report import Column, decimals, image_grid, percent, table, times
 from disa.sampling import PromptSampler, Sampling
 from disa.timing import synchronize
 from disa.training.captions import grammar_prompts
@@ -42,9 +42,9 @@ COLUMNS = (
     Column("setting", "setting"),
     Column("ar_steps", "AR steps"),
     Column("evaluations", "head evaluations an image", decimals(0)),
-    Column("accuracy", "class accuracy", lambda value: f"{100 * value:.1f} %"),
+    Column("accuracy", "class accuracy", percent),
     Column("seconds", "seconds an image", decimals(3)),
-    Column("speed_up", "speed-up", lambda value: f"{value:.1f}×"),
+    Column("speed_up", "speed-up", times),
 )
 
 

@@ -28,7 +28,7 @@ from disa.files import atomic_write, write_json
 from disa.flags import DTYPES, HelpFormatter
 from disa.generation import image_path
 from disa.metrics import Features, Images, Statistics, extract_features, frechet_distance, measure
-from disa.report import Column, Point, decimals, image_grid, plot_quality, plot_step_schedules, table
+from disa.report import Column, Point, decimals, image_grid, percent, plot_quality, plot_step_schedules, table
 from disa.sampling import LabelSampler, Sampling
 from disa.spaces import BUNDLED_STATISTICS
 from disa.training.data import fashion_mnist
@@ -121,7 +121,7 @@ def ratios(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 SCORES = tuple(column for column in COLUMNS if column.key not in ("seconds_per_image", "speed_up"))
 RATIOS = (
     Column("setting", "over without DiSA"),
-    Column("head_evaluations", "head evaluations", lambda value: f"{100 * value:.1f} %"),
+    Column("head_evaluations", "head evaluations", percent),
     *(Column(space, f"Fréchet distance ({space})", decimals(3)) for space in SPACES),
 )
 DIFFERENCES = (

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,64 +24,56 @@ from disa.flags import HelpFormatter
 from disa.generation import image_seed
 from disa.models.flowar import FlowAR
 from disa.models.mar import MAR
-from disa.report import Column, decimals, table
+from disa.report import Column, decimals, percent, table, times
 from disa.sampling import Sampling
-from disa.timing import synchronize
+from disa.timing import Stopwatch
 
+PARTS = ("backbone", "head", "noise")
 COLUMNS = (
     Column("setting", "setting"),
     Column("evaluations", "head evaluations an image", decimals(0)),
     Column("seconds", "seconds a batch", decimals(2)),
-    Column("speed_up", "speed-up", lambda value: f"{value:.1f}×"),
-    Column("backbone", "backbone", lambda value: f"{100 * value:.1f} %"),
-    Column("head", "head", lambda value: f"{100 * value:.1f} %"),
-    Column("noise", "noise", lambda value: f"{100 * value:.1f} %"),
-    Column("overhead", "loop and noise", lambda value: f"{100 * value:.1f} %"),
+    Column("speed_up", "speed-up", times),
+    *(Column(part, part, percent) for part in PARTS),
+    Column("overhead", "loop and noise", percent),
 )
 
 
-class Clock:
-    """Seconds spent inside what it wraps."""
+def timed(clock: Stopwatch, part: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Wrap functions so that `clock` counts the time in them as `part`."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.seconds = device, 0.0
+    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with clock(part):
+                return function(*args, **kwargs)
 
-    def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            synchronize(self.device)
-            start = time.perf_counter()
-            result = function(*args, **kwargs)
-            synchronize(self.device)
-            self.seconds += time.perf_counter() - start
-            return result
+        return call
 
-        return timed
+    return wrap
 
 
-def time_batch(model: Any, sampling: Sampling, batch: int, device: torch.device, parts: dict[str, Clock]) -> dict[str, float]:
-    """Seconds of one batch: the whole, and each of `parts`, which wrap the model and, under "noise", a noise source."""
-    for clock in parts.values():
-        clock.seconds = 0.0
+def time_batch(model: Any, sampling: Sampling, batch: int, device: torch.device, clock: Stopwatch | None = None) -> dict[str, float]:
+    """Seconds of one batch: the whole, and what `clock` counts of the noise and, where it is wrapped around them, of the model's parts."""
     noise = ImageNoise([image_seed(sampling.seed, image_id) for image_id in range(batch)], device)
-    if "noise" in parts:
-        noise.normal, noise.orders = parts["noise"].wrap(noise.normal), parts["noise"].wrap(noise.orders)  # type: ignore[method-assign]
-    synchronize(device)
-    start = time.perf_counter()
-    model.generate(
-        torch.arange(batch, device=device) % model.num_classes,
-        **sampling.steps,
-        guidance=sampling.guidance,
-        temperature=sampling.temperature,
-        noise=noise,
-    )
-    synchronize(device)
-    return {"seconds": time.perf_counter() - start, **{name: clock.seconds for name, clock in parts.items()}}
+    if clock is not None:
+        clock.seconds.clear()
+        wrap = timed(clock, "noise")
+        noise.normal, noise.orders = wrap(noise.normal), wrap(noise.orders)  # type: ignore[method-assign]
+    whole = Stopwatch(device)
+    with whole("seconds"):
+        model.generate(
+            torch.arange(batch, device=device) % model.num_classes,
+            **sampling.steps,
+            guidance=sampling.guidance,
+            temperature=sampling.temperature,
+            noise=noise,
+        )
+    return {**whole.seconds, **({part: clock.seconds[part] for part in PARTS} if clock else {})}
 
 
-def instrument(model: Any, device: torch.device) -> dict[str, Clock]:
-    """Clocks around every network call of `model`; what is outside them is the sampling loop. In xAR all of the network is the head."""
-    parts = {name: Clock(device) for name in ("backbone", "head", "noise")}
-    backbone, head = parts["backbone"].wrap, parts["head"].wrap
+def instrument(model: Any, clock: Stopwatch) -> None:
+    """Have `clock` count every network call of `model`; what is outside is the sampling loop. In xAR all of the network is the head."""
+    backbone, head = timed(clock, "backbone"), timed(clock, "head")
     if isinstance(model, MAR):
         net: Any = model.diffloss.net
         model.encode, model.decode, net.predict = backbone(model.encode), backbone(model.decode), head(net.predict)  # type: ignore[method-assign]
@@ -93,7 +84,6 @@ def instrument(model: Any, device: torch.device) -> dict[str, Clock]:
         model.flownet.prepare, model.flownet.forward = head(model.flownet.prepare), head(model.flownet.forward)  # type: ignore[method-assign]
     else:
         model.transform = head(model.transform)
-    return parts
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -108,21 +98,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = resolve_device(args.device)
     settings = SETTINGS[args.model]
     plain, opened = (load_model(args.model).to(device) for _ in range(2))
-    parts = instrument(opened, device)
+    clock = Stopwatch(device)
+    instrument(opened, clock)
     whole: dict[str, list[dict[str, float]]] = {name: [] for name in settings}
     split: dict[str, list[dict[str, float]]] = {name: [] for name in settings}
     with tqdm(total=2 * args.rounds * len(settings) + len(settings), unit="batch") as bar:
         for turn in range(args.rounds + 1):  # the first one warms up
             for name, sampling in settings.items():
                 bar.set_postfix_str(name)
-                whole[name].append(time_batch(plain, sampling, args.batch_size, device, {}))
+                whole[name].append(time_batch(plain, sampling, args.batch_size, device))
                 bar.update()
                 if turn:
-                    split[name].append(time_batch(opened, sampling, args.batch_size, device, parts))
+                    split[name].append(time_batch(opened, sampling, args.batch_size, device, clock))
                     bar.update()
     rows: list[dict[str, Any]] = []
     for name, sampling in settings.items():
-        share = {part: statistics.median(one[part] / one["seconds"] for one in split[name]) for part in parts}
+        share = {part: statistics.median(one[part] / one["seconds"] for one in split[name]) for part in PARTS}
         rows.append(
             {
                 "setting": name,

@@ -18,7 +18,7 @@ from .evaluation import evaluate
 from .flags import HelpFormatter
 from .guidance import Guidance
 from .models.tokenizer import SpaceToDepth
-from .report import Column, Point, Section, decimals, plot_quality, plot_step_schedules, table, write_report
+from .report import Column, Point, Section, decimals, percent, plot_quality, plot_step_schedules, table, times, write_report
 from .sampling import LabelSampler, Sampling
 from .schedule import StepSchedule
 from .spaces import choose_spaces
@@ -56,10 +56,10 @@ COLUMNS = (
     Column("ar_steps", "AR steps"),
     Column("head_evaluations", "head evaluations an image", decimals(0)),
     Column("seconds_per_image", "seconds an image", decimals(3)),
-    Column("speed_up", "speed-up", lambda value: f"{value:.1f}×"),
+    Column("speed_up", "speed-up", times),
     Column("efficientnet-lite0", "Fréchet distance (EfficientNet-Lite0)", decimals(1)),
     Column("fashion-classifier", "Fréchet distance (classifier)", decimals(1)),
-    Column("label_accuracy", "label accuracy", lambda value: f"{100 * value:.1f} %"),
+    Column("label_accuracy", "label accuracy", percent),
 )
 
 

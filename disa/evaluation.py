@@ -153,7 +153,7 @@ def count_images(
     while work := distributed.on_main(lambda: _missing_work(progress, batch_size, images)):
         todo, counted = work
         tally, saved, lap = Tally(), time.monotonic(), None
-        timed = f"seconds/{_machine(sampler, batch_size)}"
+        timed = f"seconds/{_where(sampler, batch_size)}"
         with ImageWriter() as writer:
             for ids in hand_out(todo, progress.num_images, "evaluating"):
                 sampler.clock.seconds.clear()
@@ -244,7 +244,7 @@ def _results(
         metrics.append({**found, "reference": space.reference_name})
     return {
         "head_evaluations": sampler.head_evaluations,
-        **_speed(sums, f"seconds/{_machine(sampler, batch_size)}/"),
+        **_speed(sums, f"seconds/{_where(sampler, batch_size)}/"),
         "metrics": metrics,
         "device": describe_device(sampler.device),
         "batch_size": batch_size,
@@ -253,9 +253,13 @@ def _results(
     }
 
 
-def _machine(sampler: Sampler, batch_size: int) -> str:
-    """What times depend on: those of others do not count."""
-    return f"{describe_device(sampler.device)}, {distributed.world_size()} ranks, batches of {batch_size}"
+def describe_machine(device: str, ranks: int, batch_size: int) -> str:
+    """What times depend on, in words, from how results have it: those of other machines do not count."""
+    return f"{device}, {ranks} rank{'s' * (ranks > 1)}, batches of {batch_size}"
+
+
+def _where(sampler: Sampler, batch_size: int) -> str:
+    return describe_machine(describe_device(sampler.device), distributed.world_size(), batch_size)
 
 
 def _speed(sums: Mapping[str, Tensor], timed: str) -> dict[str, Any]:

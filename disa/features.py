@@ -69,8 +69,9 @@ class EfficientNetLite0(_Extractor):
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
         size = 96 if min(images.shape[2:]) < 96 else 224
         x = F.interpolate((images.float() - 127) / 128, (size, size), mode="bilinear", antialias=True)
-        # A CPU's caches hold the activations of a few images: 16 at a time take two thirds of the time of 50.
-        parts = x.split(16) if x.device.type == "cpu" else (x,)
+        # A CPU's caches hold the activations of a few images, and its allocator returns larger ones to the system each time:
+        # 8 images at a time take four fifths of the time of 50, or less.
+        parts = x.split(8) if x.device.type == "cpu" else (x,)
         features = torch.cat([self.net.extract_features(part).mean((2, 3)) for part in parts])
         return {"features": features, "logits": self.net._fc(features)}
 
@@ -98,7 +99,7 @@ class Classifier(_Extractor):
 
     def __init__(self, name: str, features_list: list[str], **kwargs: Any) -> None:
         super().__init__(name, features_list)
-        self.net = load_classifier()
+        self.net = load_classifier().to(memory_format=torch.channels_last)  # here, too: five eighths of the time on a CPU
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
         if images.shape[2:] != (32, 32):

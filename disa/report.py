@@ -45,6 +45,16 @@ def decimals(count: int) -> Callable[[float], str]:
     return lambda value: f"{value:,.{count}f}"
 
 
+def percent(share: float) -> str:
+    """Write a share of one."""
+    return f"{100 * share:.1f} %"
+
+
+def times(ratio: float) -> str:
+    """Write how many times as much."""
+    return f"{ratio:.1f}×"
+
+
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> str:
     """Rows as aligned text that is Markdown, too; the first column to the left, numbers to the right."""
     cells = [[column.header for column in columns], *([column.cell(row) for column in columns] for row in rows)]

@@ -19,13 +19,13 @@ from . import distributed, recipes
 from .checkpoints import CATALOGUE, load_model, load_tokenizer
 from .commands import say, summary
 from .distributed import resolve_device
-from .evaluation import check_evaluation, evaluate
+from .evaluation import check_evaluation, describe_machine, evaluate
 from .files import atomic_write
 from .flags import DTYPES
 from .models.tokenizer import SpaceToDepth
 from .prompted import choose_attention, image_shape
 from .recipes import Recipe, Table
-from .report import Column, Point, Section, decimals, pareto_front, plot_quality, table, table_csv, write_report
+from .report import Column, Point, Section, decimals, pareto_front, percent, plot_quality, table, table_csv, times, write_report
 from .sampling import LabelSampler, PromptSampler, Sampler, Sampling
 from .spaces import Space, choose_spaces
 from .text import TextTokenizer
@@ -260,9 +260,8 @@ def speed_up(results: Results, baseline: Results | None) -> float | None:
 
 
 def _machine(results: Results) -> str:
-    ranks = results["ranks"]
-    how = f"{ranks} rank{'s' * (ranks > 1)}, batches of {results['batch_size']}, {results['settings']['dtype']}"
-    return f"{results['device']}, {how}, torch {results['versions']['torch']}"
+    machine = describe_machine(results["device"], results["ranks"], results["batch_size"])
+    return f"{machine}, {results['settings']['dtype']}, torch {results['versions']['torch']}"
 
 
 def row_of(recipe: Recipe, results: Results | None, baseline: Results | None) -> dict[str, Any]:
@@ -325,11 +324,11 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
             for key, title, digits in (("precision", "precision", 2), ("recall", "recall", 2), ("kid_mean", "KID", 4))
             if any(key in row.get(name, {}) for row in rows)
         ),
-        Column("fashion-classifier", "label accuracy", _score("label_accuracy", lambda value: f"{100 * value:.1f} %")),
+        Column("fashion-classifier", "label accuracy", _score("label_accuracy", percent)),
         Column("head_evaluations", "head evaluations an image", decimals(0)),
         Column("seconds_per_image", "seconds an image", decimals(3)),
         Column("images_per_second", "images/s", decimals(2)),
-        Column("speed_up", "speed-up", lambda value: f"{value:.1f}×"),
+        Column("speed_up", "speed-up", times),
         Column("front", "on the front", lambda value: "yes" if value else ""),
     ]
     always = (*COSTS, "images_per_second")

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,13 +15,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from disa import StepSchedule, build_model, checkpoints, recipes, reproduce
+from disa import build_model, checkpoints, recipes, reproduce
 from disa.recipes import FAMILIES, load_tables
 from disa.report import Column, table
 from disa.reproduce import find_published, row_of, section_of, speed_up
-from disa.sampling import Sampling
 from disa.spaces import BUNDLED_STATISTICS, Space
-from disa.sweep import effective, starting_point, sweep_table
+from disa.sweep import starting_point, sweep_table
 from tests.test_cli import command
 
 DIFFUSION = """
@@ -207,26 +207,74 @@ def test_nothing_asked_and_unknown_names_end_in_a_sentence(tables, capsys):
     assert "both: Two models" in capsys.readouterr().out
 
 
-def test_two_ranks_fill_one_table(tables, weights, tmp_path, capfd):
-    program = f"""
-import sys
+@pytest.fixture
+def launch(tables, weights, tmp_path):
+    """Run `disa reproduce` on the tables above in processes of its own: launcher, words, Python that comes first -> how it ended."""
+
+    def run(launcher, words, first=""):
+        program = f"""
+import os, signal, sys
 from pathlib import Path
-from disa import checkpoints, cli, recipes, reproduce
+from disa import checkpoints, cli, evaluation, recipes, reproduce
 from tests.test_reproduce import SPACE
 tables = recipes.load_tables(Path({str(tmp_path / "checkout")!r}))
 recipes.load_tables = lambda: tables
 checkpoints.BUNDLED_WEIGHTS = Path({str(weights)!r})
 reproduce.spaces_of = lambda recipe: ([SPACE], [])
-sys.argv = ["disa", "reproduce", "again", "published", "--out", "out", "--device", "cpu"]
+sys.argv = ["disa", "reproduce", *{words!r}, "--out", "out", "--device", "cpu"]
+{first}
 cli.entry()
 """
-    Path("two.py").write_text(program)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "two.py"]
-    ended = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        Path("program.py").write_text(program)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+        command = [sys.executable, *launcher, "program.py"]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+
+    return run
+
+
+def test_two_ranks_fill_one_table(launch):
+    ended = launch(["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"], ["again", "published"])
     assert ended.returncode == 1 and ended.stdout.count("1 of 3: again/mar_fashion-same") == 1, ended.stderr
     text = Path("out/table.md").read_text()
     assert "2 ranks" in text and "(" in read_table(text, "A row that another table has")["mar_fashion-same"][DISTANCE]
+
+
+def test_a_killed_run_goes_on_where_it_was(launch, monkeypatch):
+    """It is killed before the last of the three blocks of its second row."""
+    killed = launch(
+        [],
+        ["both"],
+        """
+evaluation.SAVE_SECONDS = 0
+calls, sample = [], reproduce.Sampler.__call__
+def sample_or_die(self, ids):
+    calls.append(ids)
+    if len(calls) == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return sample(self, ids)
+reproduce.Sampler.__call__ = sample_or_die
+""",
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    begun = read_table(Path("out/table.md").read_text(), "Two models")  # rows show as they are done
+    assert "(" in begun["mar_fashion-full"][DISTANCE] and begun["mar_fashion-disa"][DISTANCE] == "–"
+
+    generated, sample = [], reproduce.Sampler.__call__
+
+    def count(self, ids):
+        generated.append((type(self.model).__name__, list(ids)))
+        return sample(self, ids)
+
+    monkeypatch.setattr(reproduce.Sampler, "__call__", count)
+    assert call("both") == 0
+    assert generated == [("MAR", [4, 5]), *(("XAR", [first, first + 1]) for first in (0, 2, 4))]
+    resumed = read_table(Path("out/table.md").read_text(), "Two models")
+    shutil.rmtree("out")
+    assert call("both") == 0
+    whole = read_table(Path("out/table.md").read_text(), "Two models")
+    assert [row[DISTANCE] for row in resumed.values()] == [row[DISTANCE] for row in whole.values()]
+    assert [row["label accuracy"] for row in resumed.values()] == [row["label accuracy"] for row in whole.values()]
 
 
 # -------------------------------------------------------------------------------------------------------------- pieces
@@ -268,55 +316,6 @@ def test_published_files_are_found_here_and_in_the_families_folders(tables, tmp_
 
 
 # --------------------------------------------------------------------------------------------------------------- sweep
-
-
-def test_a_sweep_is_the_product_of_its_values_around_a_recipe(tables):
-    start = starting_point(tables, "mar_fashion")
-    assert start.name == "both/mar_fashion-disa"
-    grid = {"diff_upper_steps": [2, 4], "diff_lower_steps": [1, 3], "diff_annealing_strategy": ["linear", "constant"]}
-    found = sweep_table(start, grid)
-    assert {recipe.row: recipe.sampling.schedule for recipe in found.shown} == {
-        "2-1-linear": StepSchedule(2, 1),
-        "2-1-constant": StepSchedule(1, 1, "constant"),
-        "4-1-linear": StepSchedule(4, 1),
-        "4-3-linear": StepSchedule(4, 3),
-        "4-3-constant": StepSchedule(3, 3, "constant"),
-    }
-    assert "2-3-linear (it would end with more steps than it begins with)" in found.text
-    assert "4-1-constant (it samples as 2-1-constant does)" in found.text
-    for recipe in found.shown:
-        assert (recipe.sampling.num_iter, recipe.sampling.guidance, recipe.num_images) == (2, start.sampling.guidance, 6)
-        assert (recipe.published_fid, recipe.source, recipe.baseline) == (None, None, None)
-
-
-@pytest.mark.parametrize(
-    ("grid", "message"),
-    [
-        ({}, "nothing is varied; give values of some of num_iter, diff_sampler"),
-        ({"flow_upper_steps": [2]}, "mar_fashion has no setting flow_upper_steps; it has num_iter"),
-        ({"diff_upper_steps": [1], "diff_lower_steps": [2, 3]}, "every combination ends with more steps than it begins with: 1-2, 1-3"),
-        ({"diff_sampler": ["DDMI"]}, "the sampler is 'DDMI'"),
-        ({"diff_annealing_strategy": ["lineer"]}, "strategy is 'lineer'"),
-    ],
-)
-def test_impossible_sweeps_are_refused(tables, grid, message):
-    with pytest.raises(ValueError, match=message):
-        sweep_table(starting_point(tables, "mar_fashion"), grid)
-
-
-def test_a_sweep_needs_a_model_with_a_recipe(tables):
-    with pytest.raises(
-        ValueError, match="there is no recipe of 'mar_large'; allowed are mar_fashion, xar_fashion, mar_base, harmon_fashion"
-    ):
-        starting_point(tables, "mar_large")
-
-
-def test_samplings_of_the_same_counts_are_one():
-    constant = [Sampling(2, StepSchedule(upper, 1, "constant")) for upper in (2, 3)]
-    default = [Sampling(2, StepSchedule(3, lower), "default") for lower in (1, 2)]
-    for one, other in (constant, default):
-        assert one != other and effective(one) == effective(other)
-    assert effective(Sampling(2, StepSchedule(3, 1))) != effective(Sampling(2, StepSchedule(3, 2)))
 
 
 def test_sweep_marks_what_no_row_beats(tables, capsys, tmp_path):
