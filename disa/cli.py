@@ -7,22 +7,22 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
 from . import checkpoints, distributed
 from .distributed import resolve_device
 from .files import image_files
-from .flags import DTYPES, HelpFormatter
+from .flags import DTYPES, HelpFormatter, add_metrics_flags
 from .sweep import EXAMPLES
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """End the process with what `main` returns.
 
-    What a user can mend (a wrong setting, a missing or broken file, a full disk or memory, a NaN) ends in one sentence on stderr
-    and exit code 2; an interruption in exit code 130. Anything else is a defect, and keeps its traceback.
+    What a user can mend ends in one sentence on stderr and exit code 2; an interruption in exit code 130. Anything else is a defect,
+    and keeps its traceback.
     """
     try:
         sys.exit(main())
@@ -35,7 +35,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:  # whoever reads, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except distributed.MENDABLE as error:
         message = str(error)
         if "Original Traceback" in message:  # raised in a process that loads data: its last line is "Type: message"
             message = message.strip().splitlines()[-1].partition(": ")[2]
@@ -92,6 +92,7 @@ def _stats(args: argparse.Namespace) -> None:
     images = fashion_mnist(False)[0] if args.data == "fashion-mnist" else image_files(args.data)
     device = resolve_device(args.device)
     distributed.setup(device)
+    distributed.on_main(lambda: Path(args.out).parent.mkdir(parents=True, exist_ok=True))  # whether it can be is better known before
     if problem := distributed.on_main(lambda: missing(args.features)):  # may need a download, which one rank shall do
         raise FileNotFoundError(f"--features {args.features}: {problem}")
     found = image_statistics(
@@ -114,7 +115,7 @@ def _reproduce(args: argparse.Namespace) -> int:
     if not args.name:
         raise ValueError("nothing is asked for; name tables or recipes, `disa reproduce --list` prints them")
     chosen = [table.change(num_images=args.images, batch_size=args.batch_size) for table in choose(tables, args.name)]
-    return reproduce(chosen, args.out, device=args.device, dtype=args.dtype, title=f"Reproduced: {', '.join(args.name)}")
+    return reproduce(chosen, args.out, title=f"Reproduced: {', '.join(args.name)}", **_measuring(args))
 
 
 def _sweep(args: argparse.Namespace) -> int:
@@ -126,12 +127,17 @@ def _sweep(args: argparse.Namespace) -> int:
     table = sweep_table(starting_point(load_tables(), args.model), grid)
     table = table.change(num_images=args.images, batch_size=args.batch_size, checkpoint=args.resume)
     out = args.out or Path("out/sweep", args.model)
-    return reproduce([table], out, device=args.device, dtype=args.dtype, title=f"Sweep: {args.model}", front=True)
+    return reproduce([table], out, title=f"Sweep: {args.model}", front=True, **_measuring(args))
+
+
+def _measuring(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in ("metrics", "features", "reference", "device", "dtype")}
 
 
 def _add_measuring_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--images", type=int, metavar="N", help="images a row; by default as many as the recipe says")
     command.add_argument("--batch_size", type=int, metavar="N", help="images at a time on each rank; by default the recipe's")
+    add_metrics_flags(command)
     command.add_argument("--device", default="auto", help="auto (what is there), cuda, cpu or mps")
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="of the networks")
 

@@ -16,6 +16,9 @@ import torch.distributed as dist
 
 T = TypeVar("T")
 
+# What a user can mend (a wrong setting, a missing or broken file, a full disk or memory, a NaN): one sentence says it.
+MENDABLE = (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError)
+
 
 def resolve_device(name: str) -> torch.device:
     """The device that `name` stands for on this rank; `auto` takes what is there: cuda, then mps, then cpu.
@@ -90,13 +93,13 @@ def broadcast(value: T) -> T:
 
 
 def on_main(action: Callable[[], T]) -> T:
-    """What `action` returns on rank 0, which alone does it; a ValueError or OSError is raised on every rank, so that none waits."""
+    """What `action` returns on rank 0, which alone does it; what a user can mend is raised on every rank, so that none waits."""
     result: T | None = None
     error: Exception | None = None
     if is_main():
         try:
             result = action()
-        except (ValueError, OSError) as caught:
+        except MENDABLE as caught:
             error = caught
     result, error = broadcast((result, error))
     if error is not None:
@@ -104,15 +107,39 @@ def on_main(action: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]
 
 
+def together(action: Callable[[], T]) -> T:
+    """What `action` returns on this rank; every rank does it, and what a user can mend on one is raised on all, so that none waits.
+
+    Ranks do not wait for each other within `action`.
+    """
+    result: T | None = None
+    error: Exception | None = None
+    try:
+        result = action()
+    except MENDABLE as caught:
+        error = caught
+    first = next((found for found in gather(error) if found is not None), None)
+    if first is not None:
+        raise error or first
+    return result  # type: ignore[return-value]
+
+
 def hand_out(count: int) -> Iterator[int]:
-    """The numbers 0..count-1, each to the one rank that first asks for it, so that a slow rank does fewer; every rank calls this."""
+    """The numbers 0..count-1, each to the one rank that first asks for it, so that a slow rank does fewer; every rank calls this.
+
+    A rank that leaves its loop early, as by an error, ends those of the others, too.
+    """
     if not dist.is_initialized():
         yield from range(count)
         return
     # The store that the ranks met in counts across machines, too, and torchrun gives a new one to ranks that it starts again.
     store, counter = dist.distributed_c10d._get_default_store(), broadcast(f"hand_out/{uuid.uuid4()}")
-    while (number := store.add(counter, 1) - 1) < count:
-        yield number
+    try:
+        while (number := store.add(counter, 1) - 1) < count:
+            yield number
+    except GeneratorExit:
+        store.add(counter, count)
+        raise
 
 
 def gather_to_main(value: T) -> list[T]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +28,7 @@ from .progress import Progress, Tally, add
 from .sampling import Sampler
 from .spaces import Space, reference_statistics
 
+RECORDED = {"settings", "metrics", "seconds_per_image", "images_per_second", "device", "ranks", "batch_size", "versions"}  # among others
 GRID_IMAGES = 80
 SAVE_SECONDS = 120.0  # between two savings of a rank's sums: what a killed run does again
 
@@ -103,29 +106,37 @@ def evaluate(
         for space in spaces
     ]
     asked = json.loads(json.dumps({"settings": settings, "num_images": num_images, "measures": measures, "intervals": intervals}))
-    done = distributed.broadcast(_read_record(record, asked) if distributed.is_main() else None)
-    if keep_images and distributed.broadcast(bool(missing_ids(images, num_images)) if distributed.is_main() else None):
-        done = None  # measured before, but the images are wanted and gone
-    if done is not None:
-        return done
-    if keep_images:
-        claim_folder(images, settings)
-    references = [reference_statistics(space, batch_size, device) for space in spaces]
     # What is counted does not depend on what it will be compared with.
     counted = {**asked, "measures": [{**measure, "reference": None, "digest": None} for measure in measures]}
     progress = Progress(folder, counted, num_images)
     kept = images if keep_images else None
-    count_images(sampler, progress, spaces, batch_size=batch_size, intervals=intervals, images=kept)
-    results = distributed.on_main(lambda: {**asked, **_results(sampler, progress, spaces, references, intervals, batch_size)})
-    if distributed.is_main():
+
+    def read() -> dict[str, Any] | None:
+        done = read_results(record)
+        if done is None or any(done.get(key) != value for key, value in asked.items()):
+            return None
+        progress.remove()  # of a run that was killed at its very end
+        return None if kept and missing_ids(kept, num_images) else done  # measured before, but the images are wanted and gone
+
+    def finish() -> dict[str, Any]:
+        with _every_core():
+            metrics = _scores(sampler, progress, spaces, references, intervals)
+        results = {**asked, **_results(sampler, progress, metrics, batch_size)}
         samples = [image_path(kept or progress.folder, image_id) for image_id in range(min(GRID_IMAGES, num_images))]
         save_grid(samples, folder / "samples.png")
         if log is not None:
             _log_scores(log, results)
         write_json(record, results)
         progress.remove()
-    distributed.barrier()
-    return results
+        return results
+
+    if done := distributed.on_main(read):
+        return done
+    if kept:
+        claim_folder(kept, settings)
+    references = [reference_statistics(space, batch_size, device) for space in spaces]
+    count_images(sampler, progress, spaces, batch_size=batch_size, intervals=intervals, images=kept)
+    return distributed.on_main(finish)
 
 
 def check_evaluation(spaces: Sequence[Space], num_images: int, batch_size: int, intervals: bool) -> None:
@@ -149,10 +160,10 @@ def count_images(
     Args:
         images: folder to write images to, and to read them from where they are there; None if they are not kept.
     """
-    counter = _Counter(sampler, spaces, progress.num_images, intervals)
-    while work := distributed.on_main(lambda: _missing_work(progress, batch_size, images)):
-        todo, counted = work
-        tally, saved, lap = Tally(), time.monotonic(), None
+    counter = distributed.together(lambda: _Counter(sampler, spaces, progress.num_images, intervals))
+
+    def count_share() -> None:
+        tally, saved, lap, warm = Tally(), time.monotonic(), time.perf_counter(), False
         timed = f"seconds/{_where(sampler, batch_size)}"
         with ImageWriter() as writer:
             for ids in hand_out(todo, progress.num_images, "evaluating"):
@@ -164,24 +175,25 @@ def count_images(
                 if new:
                     with sampler.clock("metrics"):
                         counter.add(tally, [ids[row] for row in new], pixels[new])
-                if lap is not None and generated:  # the first block warms things up
+                if warm and generated:
                     seconds = {**sampler.clock.seconds, "all": time.perf_counter() - lap, "images": len(ids)}
                     add(tally.sums, {f"{timed}/{part}": torch.tensor(float(value)).double() for part, value in seconds.items()})
-                lap = time.perf_counter()
+                lap, warm = time.perf_counter(), warm or generated  # the first block that is generated warms things up
                 if time.monotonic() - saved > SAVE_SECONDS:
                     writer.wait()
                     progress.save(tally)
                     tally, saved = Tally(), time.monotonic()
         progress.save(tally)
-        distributed.barrier()
+
+    while work := distributed.on_main(lambda: _missing_work(progress, batch_size, images)):
+        todo, counted = work
+        distributed.together(count_share)
 
 
 def _missing_work(progress: Progress, batch_size: int, images: Path | None) -> tuple[list[list[int]], np.ndarray] | None:
     """The blocks with ids that were not counted, or whose image is wanted and not there, and which ids were counted."""
     counted, _ = progress.load()
-    wanted = set(np.flatnonzero(~counted).tolist())
-    if images is not None:
-        wanted.update(missing_ids(images, progress.num_images))
+    wanted = {image_id for image_id in range(progress.num_images) if not counted[image_id] or _lacks(image_id, images, progress)}
     todo = [ids for ids in blocks(range(progress.num_images), batch_size) if not wanted.isdisjoint(ids)]
     return (todo, counted) if todo else None
 
@@ -222,15 +234,10 @@ class _Counter:
                 tally.features.setdefault(space.extractor, []).append(features.cpu())
 
 
-def _results(
-    sampler: Sampler,
-    progress: Progress,
-    spaces: Sequence[Space],
-    references: Sequence[Statistics | None],
-    intervals: bool,
-    batch_size: int,
-) -> dict[str, Any]:
-    """What came out, when every image is counted."""
+def _scores(
+    sampler: Sampler, progress: Progress, spaces: Sequence[Space], references: Sequence[Statistics | None], intervals: bool
+) -> list[dict[str, Any]]:
+    """The scores in each space, when every image is counted."""
     _, sums = progress.load()
     metrics = []
     for space, reference in zip(spaces, references, strict=True):
@@ -242,6 +249,12 @@ def _results(
             there = features.to(sampler.device) if sampler.device.type == "cuda" else features
             found["fid_interval"] = frechet_interval(there, reference, found["fid"])
         metrics.append({**found, "reference": space.reference_name})
+    return metrics
+
+
+def _results(sampler: Sampler, progress: Progress, metrics: Sequence[Mapping[str, Any]], batch_size: int) -> dict[str, Any]:
+    """Scores and costs."""
+    _, sums = progress.load()
     return {
         "head_evaluations": sampler.head_evaluations,
         **_speed(sums, f"seconds/{_where(sampler, batch_size)}/"),
@@ -281,15 +294,24 @@ def _speed(sums: Mapping[str, Tensor], timed: str) -> dict[str, Any]:
     }
 
 
-def _read_record(record: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The results in `record`, if they are of what is asked."""
-    if not record.is_file():
-        return None
+@contextlib.contextmanager
+def _every_core() -> Iterator[None]:
+    """Compute on all cores while the other ranks wait: on one, which torchrun gives each, precision and recall may take half an hour."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def read_results(record: Path) -> dict[str, Any] | None:
+    """What `evaluate` wrote to `record`, if it is there and whole."""
     try:
         results = json.loads(record.read_text())
-    except ValueError:  # not ours, or damaged: measured again and written anew
+    except (OSError, ValueError):  # not there, not ours, or damaged: measured again and written anew
         return None
-    return results if isinstance(results, dict) and all(results.get(key) == value for key, value in asked.items()) else None
+    return results if isinstance(results, dict) and results.keys() >= RECORDED else None
 
 
 def save_grid(paths: Sequence[Path], path: Path, columns: int = 10) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -17,6 +18,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
     The name is hidden and carries the process number, so that ranks never share one; the suffix is kept, because
     libraries choose a format by it.
+
+    Raises:
+        OSError: naming `path`, if the disk is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,6 +28,10 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     try:
         yield beside
         os.replace(beside, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:  # whoever writes does not know
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         beside.unlink(missing_ok=True)
 

@@ -51,21 +51,7 @@ def parser(description: str, *, model: str, models: Sequence[str], patches: bool
     group.add_argument("--cfg", default=1.0, type=float, help="guidance scale; 1 is no guidance")
     group.add_argument("--cfg_schedule", default="linear", help="linear (from 1 to cfg) or constant")
     group.add_argument("--keep_images", action="store_true", help="write the images, which are measured as they are made, too")
-    group.add_argument(
-        "--metrics",
-        default="auto",
-        help="fid, isc, kid, prc, accuracy (of the asked label), separated by commas; auto: what can be; none: times and samples",
-    )
-    group.add_argument(
-        "--features",
-        default="auto",
-        help="feature spaces: inception, dinov2-vit-l-14, efficientnet-lite0, fashion-classifier, separated by commas; auto: by model",
-    )
-    group.add_argument(
-        "--reference",
-        default="auto",
-        help="what fid, kid and prc compare with: a statistics file (.npz with mu and sigma) or a folder of images",
-    )
+    add_metrics_flags(group)
 
     group = result.add_argument_group("training")
     group.add_argument(
@@ -95,6 +81,25 @@ def parser(description: str, *, model: str, models: Sequence[str], patches: bool
     group.add_argument("--dtype", default="float32", choices=DTYPES, help="of the networks; in training, of the autocast forward pass")
     add_running_flags(result, seed=1)
     return result
+
+
+def add_metrics_flags(group: argparse._ActionsContainer) -> None:
+    """What to measure, for `spaces.choose_spaces`."""
+    group.add_argument(
+        "--metrics",
+        default="auto",
+        help="fid, isc, kid, prc, accuracy (of the asked label), separated by commas; auto: what can be; none: times and samples",
+    )
+    group.add_argument(
+        "--features",
+        default="auto",
+        help="feature spaces: inception, dinov2-vit-l-14, efficientnet-lite0, fashion-classifier, separated by commas; auto: by model",
+    )
+    group.add_argument(
+        "--reference",
+        default="auto",
+        help="what fid, kid and prc compare with: a statistics file (.npz with mu and sigma) or a folder of images",
+    )
 
 
 def add_running_flags(parser: argparse.ArgumentParser, seed: int) -> None:

@@ -295,10 +295,14 @@ def image_statistics(
         raise ValueError(f"statistics need at least 2 images; there are {len(images)}")
     sums: dict[str, Tensor] = {}
     kept: list[Tensor] = []
-    for features, _ in _feature_batches(images, extractor, batch_size, device, crop, progress):
-        add(sums, feature_sums(features.cpu()))
-        if keep_features:
-            kept.append(features.cpu())
+
+    def extract() -> None:
+        for features, _ in _feature_batches(images, extractor, batch_size, device, crop, progress):
+            add(sums, feature_sums(features.cpu()))
+            if keep_features:
+                kept.append(features.cpu())
+
+    distributed.together(extract)
     sums_of_ranks, kept_of_ranks = distributed.gather_to_main(sums), distributed.gather_to_main(kept)
     if not distributed.is_main():
         return None

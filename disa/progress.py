@@ -89,6 +89,7 @@ class Progress:
         if not tally.ids:
             return
         with locked(self.lock):
+            self._sweep()
             counted, sums = self.load()
             if counted[tally.ids].any():
                 raise ValueError(f"another run is evaluating in {self.path.parent}, too; stop one of them, and start the other again")
@@ -104,22 +105,37 @@ class Progress:
                 np.savez(beside, **{"counted": np.packbits(counted), **packed})
 
     def features(self, name: str) -> Tensor:
-        """The features of all images, in the order of their ids, float32 [num_images, D]."""
-        ids, rows = [], []
+        """The features of all images, in the order of their ids, float32 [num_images, D].
+
+        Raises:
+            ValueError: some are damaged, or lost.
+        """
+        again = f"remove {self.path} and {self.folder} to begin again"
+        ids, rows = [np.empty(0, int)], []
         for path in sorted(self.folder.glob("[0-9]*.npz")):
-            with np.load(path) as part:
-                ids.append(part["ids"])
-                rows.append(part[name])
+            try:
+                with np.load(path) as part:
+                    ids.append(part["ids"])
+                    rows.append(part[name])
+            except Exception as error:  # as above
+                raise ValueError(f"{path} cannot be read ({error}); {again}") from error
         # A part that was never counted holds images that are in another one, too.
-        _, first = np.unique(np.concatenate(ids), return_index=True)
+        found, first = np.unique(np.concatenate(ids), return_index=True)
+        if len(found) != self.num_images:
+            raise ValueError(f"{self.folder} lacks features of {self.num_images - len(found)} images; {again}")
         return torch.from_numpy(np.concatenate(rows)[first])
 
     def remove(self) -> None:
         """Forget everything."""
         self.path.unlink(missing_ok=True)
-        for leftover in self.path.parent.glob(f".{self.path.stem}.*"):  # the lock, and what killed ranks were writing
-            leftover.unlink(missing_ok=True)
+        self._sweep()
+        self.lock.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Remove what killed ranks were writing, whose files are as large as the others: nobody writes any without the lock."""
+        for leftover in (*self.path.parent.glob(f".{self.path.stem}.*.part.npz"), *self.folder.glob(".*.part.npz")):
+            leftover.unlink(missing_ok=True)
 
 
 def _packed(name: str, value: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from .files import atomic_write
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "os^Dv"  # once all colours are taken
 INK, FAINT = "#333333", "#999999"
+ABSENT = "–"  # where a table has no value
 MANY = 6  # more points than these have small labels, and only where they are on the front
 
 
@@ -37,7 +38,7 @@ class Column:
     def cell(self, row: Mapping[str, Any]) -> str:
         """The value in words; a dash where there is none."""
         value = row.get(self.key)
-        return "–" if value is None else self.write(value)
+        return ABSENT if value is None else self.write(value)
 
 
 def decimals(count: int) -> Callable[[float], str]:

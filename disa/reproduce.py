@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -19,23 +18,20 @@ from . import distributed, recipes
 from .checkpoints import CATALOGUE, load_model, load_tokenizer
 from .commands import say, summary
 from .distributed import resolve_device
-from .evaluation import check_evaluation, describe_machine, evaluate
+from .evaluation import check_evaluation, describe_machine, evaluate, read_results
+from .features import DINOV2
 from .files import atomic_write
 from .flags import DTYPES
 from .models.tokenizer import SpaceToDepth
 from .prompted import choose_attention, image_shape
 from .recipes import Recipe, Table
-from .report import Column, Point, Section, decimals, pareto_front, percent, plot_quality, table, table_csv, times, write_report
+from .report import ABSENT, Column, Point, Section, decimals, pareto_front, percent, plot_quality, table, table_csv, times, write_report
 from .sampling import LabelSampler, PromptSampler, Sampler, Sampling
 from .spaces import Space, choose_spaces
 from .text import TextTokenizer
 from .training.captions import grammar_prompts
 
-T = TypeVar("T")
 Results = dict[str, Any]  # of one recipe, as `evaluate` returns them
-
-# What ends one row in a sentence, and not the others.
-MENDABLE = (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError)
 
 
 # ------------------------------------------------------------------------------------------------------------- measure
@@ -84,15 +80,24 @@ def prompt_sampler(model: Any, recipe: Recipe, device: torch.device) -> PromptSa
     return PromptSampler(model, prompts, recipe.sampling, device, image_shape=shape, classes=classes.tolist())
 
 
-def spaces_of(recipe: Recipe) -> tuple[list[Space], list[str]]:
-    """What to measure, and sentences on what cannot be; prompts of a recipe's own have no images or classes to compare with."""
+def spaces_of(recipe: Recipe, metrics: str, features: str, reference: str) -> tuple[list[Space], list[str]]:
+    """What to measure, and sentences on what cannot be; prompts of a recipe's own have no images or classes to compare with.
+
+    Args:
+        metrics, features, reference: as for `choose_spaces`.
+
+    Raises:
+        ValueError: there would be no Fréchet distance, though nobody said that none is wanted; or as `choose_spaces`.
+    """
     if recipe.prompts:
         return [], []
-    reference = "auto"
-    if not recipe.bundled:
+    if reference == "auto" and not recipe.bundled:
         with contextlib.suppress(FileNotFoundError):
             reference = str(find_published("adm_in256_stats"))
-    return choose_spaces("auto", "auto", reference, bundled=recipe.bundled)
+    spaces, left_out = choose_spaces(metrics, features, reference, bundled=recipe.bundled)
+    if left_out and not any("fid" in space.metrics for space in spaces):
+        raise ValueError(f"{'; '.join(left_out)}; mend that, or give --metrics none for times alone")
+    return spaces, left_out
 
 
 @dataclass
@@ -127,10 +132,7 @@ class Measurements:
             return None
         if recipe.name in self.results:
             return self.results[recipe.name]
-        try:
-            return json.loads((self.folder(recipe) / "results.json").read_text())
-        except (OSError, ValueError):
-            return None
+        return read_results(self.folder(recipe) / "results.json")
 
     def measure(self, recipe: Recipe, make: Callable[[Recipe], Sampler], spaces: Sequence[Space]) -> None:
         """Evaluate one recipe, or go on with it; every rank calls this."""
@@ -139,25 +141,20 @@ class Measurements:
             check_evaluation(spaces, recipe.num_images, recipe.batch_size, intervals=True)
             return make(recipe)
 
-        sampler, problem = together(ready)
-        if sampler is not None:
+        try:
+            sampler = distributed.together(ready)
             say(f"{len(sampler.step_counts)} AR steps, {sampler.head_evaluations:,} head evaluations an image")
-            try:
-                self.results[recipe.name] = evaluate(
-                    sampler,
-                    self.folder(recipe),
-                    spaces=spaces,
-                    settings={"model": recipe.model, "dtype": self.dtype},
-                    num_images=recipe.num_images,
-                    batch_size=recipe.batch_size,
-                    intervals=True,
-                )
-                return
-            except MENDABLE as error:
-                if distributed.world_size() > 1:
-                    raise  # the other ranks are in the midst of it
-                problem = str(error)
-        self.problems[recipe.name] = problem
+            self.results[recipe.name] = evaluate(
+                sampler,
+                self.folder(recipe),
+                spaces=spaces,
+                settings={"model": recipe.model, "dtype": self.dtype},
+                num_images=recipe.num_images,
+                batch_size=recipe.batch_size,
+                intervals=True,
+            )
+        except distributed.MENDABLE as error:
+            self.problems[recipe.name] = str(error)
 
     def complaints(self, asked: Sequence[Recipe]) -> list[str]:
         """Sentences on which of `asked` could not run or be measured, and why."""
@@ -170,18 +167,18 @@ class Measurements:
         return [*not_run, *(f"{sentence[:1].upper()}{sentence[1:]}." for sentence in left_out)]
 
 
-def together(action: Callable[[], T]) -> tuple[T | None, str]:
-    """What `action` returns, or why it cannot, on whichever rank; every rank calls this."""
-    result, problem = None, ""
-    try:
-        result = action()
-    except MENDABLE as error:
-        problem = str(error)
-    problem = next(filter(None, distributed.gather(problem)), "")
-    return (None if problem else result), problem
-
-
-def reproduce(tables: Sequence[Table], out: Path, *, device: str, dtype: str, title: str, front: bool = False) -> int:
+def reproduce(
+    tables: Sequence[Table],
+    out: Path,
+    *,
+    title: str,
+    metrics: str = "auto",
+    features: str = "auto",
+    reference: str = "auto",
+    device: str = "auto",
+    dtype: str = "float32",
+    front: bool = False,
+) -> int:
     """Measure what is not measured, and write `table.md`, `table.csv`, `report.html` and a plot a table, alone or under torchrun.
 
     A row that cannot run is shown with dashes and a sentence. An interrupted run goes on in the same folder.
@@ -189,25 +186,33 @@ def reproduce(tables: Sequence[Table], out: Path, *, device: str, dtype: str, ti
     Args:
         tables: what is measured and shown.
         out: folder of everything.
+        title: of the page.
+        metrics, features, reference: what to measure, as for `choose_spaces`.
         device: as for `resolve_device`.
         dtype: of the networks, a name in `DTYPES`.
-        title: of the page.
         front: say in the tables which rows are on the Pareto front.
 
     Returns:
         The exit code: 1 if a row could not run.
+
+    Raises:
+        OSError: `out` cannot be written.
     """
     where = resolve_device(device)
     distributed.setup(where)
     known = Measurements(out, dtype)
-    sections: list[Section] = []
+    distributed.on_main(lambda: show(tables, known, title, front))  # whether it can is better known before
     every = list(enumerate([recipe for one in tables for recipe in one.shown], 1))
     for _, rows in groupby(every, key=lambda pair: (pair[1].model, pair[1].checkpoint, pair[1].prompts, pair[1].text_tokenizer)):
         same = list(rows)
-        make = None  # the model before makes room for this one
-        make, problem = together(partial(load, same[0][1], where, DTYPES[dtype]))
-        spaces, known.left_out[same[0][1].model] = distributed.on_main(partial(spaces_of, same[0][1])) if make else ([], [])
-        for sentence in known.left_out[same[0][1].model]:
+        first, make, problem = same[0][1], None, ""  # the model before makes room for this one
+        try:
+            spaces, notes = distributed.on_main(partial(spaces_of, first, metrics, features, reference))
+            make = distributed.together(partial(load, first, where, DTYPES[dtype]))
+        except distributed.MENDABLE as error:
+            problem, notes = str(error), []
+        known.left_out[first.model] = notes
+        for sentence in notes:
             say(f"note: {sentence}")
         for number, recipe in same:
             say(f"\n{number} of {len(every)}: {recipe.name}, {recipe.num_images:,} images")
@@ -219,12 +224,8 @@ def reproduce(tables: Sequence[Table], out: Path, *, device: str, dtype: str, ti
                 say(f"cannot run: {known.problems[recipe.name]}")
             elif results := known.of(recipe):
                 say(summary(results))
-            if distributed.is_main():
-                sections = [section_of(one, known, front) for one in tables]
-                write_tables(out, title, sections)
+            distributed.on_main(lambda: show(tables, known, title, front))
     if distributed.is_main():
-        write_plots(out, tables, sections)
-        write_report(out / "report.html", title, sections)
         say(f"\n{(out / 'table.md').read_text(encoding='utf-8')}\neverything is in {out}: report.html, table.md, table.csv and the plots")
     distributed.shutdown()
     return 1 if known.problems else 0
@@ -235,6 +236,7 @@ def reproduce(tables: Sequence[Table], out: Path, *, device: str, dtype: str, ti
 # Feature spaces, those that plots prefer first: how their Fréchet distance is called, and its decimals.
 DISTANCES = {
     "inception": ("FID", 2),
+    DINOV2: ("FD-DINOv2", 1),
     "fashion-classifier": ("Fréchet distance (classifier)", 1),
     "efficientnet-lite0": ("Fréchet distance (EfficientNet-Lite0)", 1),
 }
@@ -292,7 +294,7 @@ def _distance(digits: int) -> Callable[[Mapping[str, Any]], str]:
     return lambda scores: distance(scores) + interval(scores)
 
 
-def _score(name: str, write: Callable[[Any], str], absent: str = "–") -> Callable[[Mapping[str, Any]], str]:
+def _score(name: str, write: Callable[[Any], str], absent: str = ABSENT) -> Callable[[Mapping[str, Any]], str]:
     """Write one of a feature space's scores."""
     return lambda scores: write(scores[name]) if name in scores else absent
 
@@ -322,7 +324,6 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
             Column(name, f"{title} ({name})", _score(key, decimals(digits)))
             for name in DISTANCES
             for key, title, digits in (("precision", "precision", 2), ("recall", "recall", 2), ("kid_mean", "KID", 4))
-            if any(key in row.get(name, {}) for row in rows)
         ),
         Column("fashion-classifier", "label accuracy", _score("label_accuracy", percent)),
         Column("head_evaluations", "head evaluations an image", decimals(0)),
@@ -332,7 +333,7 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
         Column("front", "on the front", lambda value: "yes" if value else ""),
     ]
     always = (*COSTS, "images_per_second")
-    return [column for column in columns if column.key in always or any(row.get(column.key) is not None for row in rows)]
+    return [column for column in columns if column.key in always or any(column.cell(row) != ABSENT for row in rows)]
 
 
 def cost_of(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -378,6 +379,14 @@ def shared_settings(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The settings that are the same in all rows that have them."""
     values = {name: {_plain(row[name]) for row in rows if name in row} for name in SETTINGS}
     return {name: found.pop() for name, found in values.items() if len(found) == 1}
+
+
+def show(tables: Sequence[Table], known: Measurements, title: str, front: bool) -> None:
+    """Write everything that shows what is known."""
+    sections = [section_of(one, known, front) for one in tables]
+    write_tables(known.out, title, sections)
+    write_plots(known.out, tables, sections)
+    write_report(known.out / "report.html", title, sections)
 
 
 def write_tables(out: Path, title: str, sections: Sequence[Section]) -> None:

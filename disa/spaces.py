@@ -146,4 +146,5 @@ def reference_statistics(space: Space, batch_size: int, device: torch.device) ->
     if Path(space.reference).is_dir():
         files, needed = image_files(space.reference), any(name in space.metrics for name in FROM_FEATURES)
         return image_statistics(files, space.extractor, keep_features=needed, batch_size=batch_size, device=device)
-    return Statistics.load(space.reference) if distributed.is_main() else None
+    path = space.reference
+    return distributed.together(lambda: Statistics.load(path) if distributed.is_main() else None)

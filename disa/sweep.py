@@ -69,8 +69,10 @@ def sweep_table(start: Recipe, grid: Mapping[str, Sequence[Any]]) -> Table:
             left_out.append(f"{row} (it samples as {same} does)")
     if not rows:
         raise ValueError(f"every combination ends with more steps than it begins with: {', '.join(expand(grid))}")
-    plain = dataclasses.replace(start, table="sweep", baseline=None, published_fid=None, published_isc=None, source=None)
-    recipes = tuple(dataclasses.replace(plain, row=row, sampling=sampling) for sampling, row in rows.items())
-    text = f"What is not varied is as in {start.name}."
+    plain = dataclasses.replace(start, table="sweep", published_fid=None, published_isc=None, source=None)
+    found = [dataclasses.replace(plain, row=row, sampling=sampling) for sampling, row in rows.items()]
+    dearest = max(found, key=lambda recipe: sum(recipe.step_counts)).row
+    recipes = tuple(dataclasses.replace(recipe, baseline=dearest) for recipe in found)
+    text = f"What is not varied is as in {start.name}; speed-ups are over {dearest}, which takes the most evaluations."
     text += f"\n\nLeft out: {'; '.join(left_out)}." if left_out else ""
     return Table("sweep", f"{start.model} by {', '.join(grid)}", text, recipes, recipes)

@@ -1,5 +1,6 @@
 """Ranks: one alone, two real ones, and the choice of a device."""
 
+import contextlib
 import json
 import os
 import socket
@@ -27,6 +28,9 @@ def test_a_process_alone_is_rank_0_of_1(monkeypatch):
     assert done == [1]
     with pytest.raises(ValueError, match="named"):
         distributed.on_main(fail_with(ValueError("named")))
+    assert distributed.together(lambda: "own") == "own"
+    with pytest.raises(ValueError, match="named"):
+        distributed.together(fail_with(ValueError("named")))
     distributed.shutdown()
 
 
@@ -49,9 +53,22 @@ def two_ranks(rank, port, folder):
             distributed.on_main(fail_with(error))
         except (ValueError, OSError) as raised:
             errors.append([type(raised).__name__, str(raised)])
+    try:
+        distributed.together(fail_with(FloatingPointError("NaN")) if rank == 1 else (lambda: rank))
+    except FloatingPointError as raised:
+        errors.append([type(raised).__name__, str(raised)])
+    left = []
+    with contextlib.suppress(KeyError):
+        for number in distributed.hand_out(1000):
+            left.append(number)
+            time.sleep(0.01)
+            if rank == 1:
+                raise KeyError  # it leaves, and so must the other
     mine = [number for number in distributed.hand_out(20) if not time.sleep(0.02 * (1 - rank))]  # rank 0 is slow
     found = {
         "mine": mine,
+        "left": len(left),
+        "together": distributed.together(lambda: 10 * rank),
         "again": list(distributed.hand_out(1)),
         "rank": distributed.rank(),
         "world_size": distributed.world_size(),
@@ -77,6 +94,8 @@ def test_two_ranks_agree(tmp_path):
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert (first.pop("rank"), first.pop("main"), first.pop("acted")) == (0, True, [0])
     assert sorted(first["mine"] + second["mine"]) == list(range(20)) and len(first.pop("mine")) < len(second.pop("mine"))
+    assert first.pop("left") < 900 and second.pop("left") == 1
+    assert (first.pop("together"), second.pop("together")) == (0, 10)
     assert first.pop("again") + second.pop("again") == [0]
     assert (second.pop("rank"), second.pop("main"), second.pop("acted")) == (1, False, [])
     assert (
@@ -92,6 +111,7 @@ def test_two_ranks_agree(tmp_path):
                 ["ValueError", "bad value"],
                 ["OSError", "[Errno 28] disk full"],
                 ["FileNotFoundError", "[Errno 2] no such file"],
+                ["FloatingPointError", "NaN"],
             ],
             "alone": [0, 1],
         }

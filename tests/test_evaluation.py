@@ -1,6 +1,7 @@
 """One evaluation and its record."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from disa.files import image_files
 from disa.generation import missing_ids
 from disa.metrics import Statistics, extract_features, measure
 from disa.models.tokenizer import SpaceToDepth
+from disa.progress import Progress
 from disa.sampling import LabelSampler, Sampling
 from disa.spaces import Space
 from tests.conftest import load_reference
@@ -312,6 +314,36 @@ def test_an_interrupted_evaluation_goes_on_from_its_sums(tmp_path, monkeypatch, 
     assert largest_difference(found["metrics"], whole["metrics"]) < 1e-6
     assert (tmp_path / "run" / "samples.png").read_bytes() == (tmp_path / "whole" / "samples.png").read_bytes()
     assert found["timed_images"] == 4 + 2  # the first block of each run warms things up
+
+
+def test_what_a_kill_at_the_very_end_leaves_goes_with_the_next_start(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "remove", lambda self: None)
+        results = run(tmp_path, keep_images=False)
+    assert len(list(tmp_path.glob("*progress-*"))) == 3
+    assert run(tmp_path, keep_images=False) == as_written(results)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json", "samples.png"]
+
+
+def test_lost_samples_are_drawn_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "SAVE_SECONDS", 0.0)
+    whole = run(tmp_path / "whole", batch_size=2, keep_images=False)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", tiny_sampler(Failing), batch_size=2, keep_images=False)
+    (folder,) = (path for path in (tmp_path / "run").glob("progress-*") if path.is_dir())
+    shutil.rmtree(folder)
+    found = run(tmp_path / "run", batch_size=2, keep_images=False)
+    assert largest_difference(found["metrics"], whole["metrics"]) < 1e-6
+    assert (tmp_path / "run" / "samples.png").read_bytes() == (tmp_path / "whole" / "samples.png").read_bytes()
+
+
+def test_the_first_block_that_is_generated_warms_up(tmp_path):
+    """Not one that is read from disk."""
+    run(tmp_path, batch_size=2)
+    (tmp_path / "results.json").unlink()
+    for image_id in (4, 7):
+        (tmp_path / "images" / f"{image_id:06d}.png").unlink()
+    assert run(tmp_path, batch_size=2)["timed_images"] == 2  # of blocks 4–5, which warms up, and 6–7
 
 
 def test_times_are_of_the_present_machine_alone(tmp_path, monkeypatch):

@@ -92,13 +92,33 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".lock", ".npz"]
 
 
-def test_what_a_killed_rank_was_writing_goes_with_the_rest(tmp_path):
-    progress = Progress(tmp_path, ASKED, 9)
-    progress.save(tally([0]))
-    (tmp_path / f".{progress.path.stem}.123.part.npz").write_bytes(b"half")
-    (tmp_path / "notes.txt").touch()
+def test_what_a_killed_rank_was_writing_goes_with_the_next_saving(tmp_path):
+    features, progress = torch.randn(9, 3), Progress(tmp_path, ASKED, 9)
+    progress.save(tally([0], features))
+    leftovers = [tmp_path / f".{progress.path.stem}.123.part.npz", progress.folder / ".00000001.123.part.npz"]
+    others = [tmp_path / ".progress-0123456789ab.123.part.npz", progress.folder / ".000001.123.part.png", tmp_path / "notes.txt"]
+    for path in (*leftovers, *others):
+        path.write_bytes(b"half")
+    progress.save(tally([1], features))
+    assert not any(path.exists() for path in leftovers) and all(path.exists() for path in others)
     progress.remove()
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".progress-0123456789ab.123.part.npz", "notes.txt"]
+
+
+def test_damaged_and_lost_features_are_refused(tmp_path):
+    features, progress = torch.randn(4, 3), Progress(tmp_path, ASKED, 4)
+    for ids in ([0, 1], [2, 3]):
+        progress.save(tally(ids, features))
+    part = progress.folder / "00000002.npz"
+    part.write_bytes(part.read_bytes()[:-30])
+    with pytest.raises(ValueError, match=r"00000002.npz cannot be read .*; remove .*progress-\w+.npz and .* to begin again"):
+        progress.features("space")
+    part.unlink()
+    with pytest.raises(ValueError, match="lacks features of 2 images; remove"):
+        progress.features("space")
+    (progress.folder / "00000000.npz").unlink()
+    with pytest.raises(ValueError, match="lacks features of 4 images; remove"):
+        progress.features("space")
 
 
 def test_sums_of_one_part_do_not_share_its_memory():

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from disa import build_model, checkpoints, recipes, reproduce
+from disa import build_model, checkpoints, recipes, reproduce, spaces
 from disa.recipes import FAMILIES, load_tables
 from disa.report import Column, table
 from disa.reproduce import find_published, row_of, section_of, speed_up
@@ -79,6 +79,7 @@ rows.full = {{ diff_upper_steps = 2, diff_lower_steps = 2 }}
 rows.said = {{ diff_upper_steps = 2, prompts = ["a bag", "a shirt"], image_size = 32 }}
 """,
 }
+SPACES_OF = reproduce.spaces_of  # the fixture replaces it
 DISTANCE = "Fréchet distance (classifier) (95 %)"
 SPACE = Space("fashion-classifier", ("fid", "accuracy"), str(BUNDLED_STATISTICS / "fashion_test_fashion-classifier.npz"))
 
@@ -104,7 +105,7 @@ def tables(tmp_path, weights, monkeypatch):
     monkeypatch.setattr(recipes, "load_tables", lambda: loaded)
     monkeypatch.setattr(recipes, "ROOT", tmp_path / "checkout")
     monkeypatch.setattr(checkpoints, "BUNDLED_WEIGHTS", weights)
-    monkeypatch.setattr(reproduce, "spaces_of", lambda recipe: ([] if recipe.prompts else [SPACE], []))
+    monkeypatch.setattr(reproduce, "spaces_of", lambda recipe, *_: ([] if recipe.prompts else [SPACE], []))
     monkeypatch.chdir(tmp_path)
     return loaded
 
@@ -184,6 +185,45 @@ def test_an_error_in_one_row_leaves_the_others(tables, monkeypatch, capsys):
     assert "(" in read_table(Path("out/table.md").read_text(), "A row that another table has")["mar_fashion-same"][DISTANCE]
 
 
+def test_without_a_distance_nothing_is_generated_unless_asked(tables, monkeypatch):
+    """The weights are there, and what ImageNet's images would be compared with is not."""
+    (recipe,) = [one for one in tables["published"].recipes if one.row == "disa"]
+    monkeypatch.setattr(spaces, "missing", lambda name: None)
+    with pytest.raises(ValueError, match="no fid in inception: there is no reference; .*; mend that, or give --metrics none for times"):
+        SPACES_OF(recipe, "auto", "auto", "auto")
+    assert SPACES_OF(recipe, "none", "auto", "auto") == ([], [])
+    assert SPACES_OF(recipe, "isc", "auto", "auto") == ([Space("inception", ("isc",), None)], [])
+    monkeypatch.setattr(spaces, "missing", lambda name: "it is not here")
+    with pytest.raises(ValueError, match="nothing is measured in inception: it is not here; mend that"):
+        SPACES_OF(recipe, "auto", "auto", "auto")
+
+
+def test_metrics_can_be_chosen(tables, monkeypatch):
+    monkeypatch.setattr(reproduce, "spaces_of", SPACES_OF)
+    assert call("both/xar_fashion-disa", "--metrics", "none") == 0
+    row = read_table(Path("out/table.md").read_text(), "Two models")["xar_fashion-disa"]
+    assert "label accuracy" not in row and float(row["seconds an image"]) > 0
+    assert call("both/xar_fashion-disa", "--metrics", "accuracy", "--features", "fashion-classifier") == 0
+    row = read_table(Path("out/table.md").read_text(), "Two models")["xar_fashion-disa"]
+    assert row["label accuracy"].endswith(" %") and DISTANCE not in row
+
+
+def test_a_damaged_record_is_measured_again(tables):
+    assert call("both/mar_fashion-disa") == 0
+    (record,) = Path("out/mar_fashion").glob("*/results.json")
+    text = record.read_text()
+    for damaged in ("{}", "[", text[: len(text) // 2]):
+        record.write_text(damaged)
+        assert call("both/mar_fashion-full", "both/mar_fashion-disa") == 0
+        assert json.loads(record.read_text())["metrics"] == json.loads(text)["metrics"]
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_loaded(tables, monkeypatch, capsys):
+    Path("out").touch()
+    monkeypatch.setattr(reproduce, "load", lambda *_: pytest.fail("loaded"))
+    assert call("both") == 2 and "out" in capsys.readouterr().err
+
+
 def test_what_was_measured_is_shown_when_the_weights_are_gone(tables, monkeypatch, tmp_path):
     assert call("again") == 0
     text = Path("out/table.md").read_text()
@@ -220,7 +260,7 @@ from tests.test_reproduce import SPACE
 tables = recipes.load_tables(Path({str(tmp_path / "checkout")!r}))
 recipes.load_tables = lambda: tables
 checkpoints.BUNDLED_WEIGHTS = Path({str(weights)!r})
-reproduce.spaces_of = lambda recipe: ([SPACE], [])
+reproduce.spaces_of = lambda *_: ([SPACE], [])
 sys.argv = ["disa", "reproduce", *{words!r}, "--out", "out", "--device", "cpu"]
 {first}
 cli.entry()
@@ -238,6 +278,22 @@ def test_two_ranks_fill_one_table(launch):
     assert ended.returncode == 1 and ended.stdout.count("1 of 3: again/mar_fashion-same") == 1, ended.stderr
     text = Path("out/table.md").read_text()
     assert "2 ranks" in text and "(" in read_table(text, "A row that another table has")["mar_fashion-same"][DISTANCE]
+
+
+def test_an_error_of_one_rank_leaves_the_other_rows(launch):
+    fail = """
+sample = reproduce.Sampler.__call__
+def fail(self, ids):
+    if type(self.model).__name__ == "XAR" and 2 in ids:
+        raise FloatingPointError("the pixels hold NaN")
+    return sample(self, ids)
+reproduce.Sampler.__call__ = fail
+"""
+    ended = launch(["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"], ["both/xar_fashion-disa", "prompts"], fail)
+    assert ended.returncode == 1 and "cannot run: the pixels hold NaN" in ended.stdout, ended.stderr
+    text = Path("out/table.md").read_text()
+    assert "Not run: xar_fashion-disa. The pixels hold NaN." in text
+    assert "(" in read_table(text, "Prompts")["harmon_fashion-full"][DISTANCE]
 
 
 def test_a_killed_run_goes_on_where_it_was(launch, monkeypatch):
@@ -328,7 +384,11 @@ def test_sweep_marks_what_no_row_beats(tables, capsys, tmp_path):
     assert list(rows) == ["xar_fashion-2-1", "xar_fashion-3-1", "xar_fashion-3-3"] and "Left out: 2-3 " in text
     fronts = [row["on the front"] for row in rows.values()]
     assert "yes" in fronts and set(fronts) <= {"yes", ""} and "On the front: nothing here" in text
-    assert Path("out/sweep/xar_fashion/sweep.png").is_file() and "What is not varied is as in both/xar_fashion-disa." in text
+    assert (
+        Path("out/sweep/xar_fashion/sweep.png").is_file()
+        and "What is not varied is as in both/xar_fashion-disa; speed-ups are over 3-3," in text
+    )
+    assert rows["xar_fashion-3-3"]["speed-up"] == "1.0×" and re.fullmatch(r"\d+\.\d×", rows["xar_fashion-2-1"]["speed-up"])
 
 
 def test_the_front_is_by_time_where_times_compare_and_by_evaluations_elsewhere(tables):

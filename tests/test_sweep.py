@@ -34,7 +34,7 @@ def test_a_sweep_is_the_product_of_its_values_around_a_recipe():
     assert "4-1-constant (it samples as 2-1-constant does)" in found.text
     for recipe in found.shown:
         assert (recipe.sampling.num_iter, recipe.sampling.guidance, recipe.num_images) == (2, start.sampling.guidance, 6)
-        assert (recipe.published_fid, recipe.source, recipe.baseline) == (None, None, None)
+        assert (recipe.published_fid, recipe.source, recipe.baseline) == (None, None, "4-3-linear")
 
 
 @pytest.mark.parametrize(
