@@ -43,6 +43,7 @@ SPEED = (
     Column("rate", "images/s, start to end", decimals(2)),
     Column("sampling_rate", "images/s, sampling alone", decimals(2)),
     *(Column(part, part, percent) for part in ("generation", "decoding", "metrics", "other")),
+    Column("overhead", "not sampling, start to end", percent),
 )
 ROOM = (
     Column("images", "images", decimals(0)),
@@ -59,6 +60,7 @@ def run_ranks(folder: Path, ranks: int, num_images: int) -> dict[str, Any]:
     subprocess.run([sys.executable, *launcher, *program], check=True)
     seconds, results = time.monotonic() - start, json.loads((folder / "results.json").read_text())
     rates = {"rate": num_images / seconds, "sampling_rate": results["images_per_second"]}
+    rates["overhead"] = 1 - rates["rate"] / rates["sampling_rate"]
     return {"ranks": ranks, "images": num_images, "seconds": seconds, **rates, **results["fractions"], "scores": results["metrics"]}
 
 
@@ -154,8 +156,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"Written by `benchmarks/evaluation.py` on {describe_device(torch.device('cpu'))}, torch {versions()['torch']}.\n\n"
         f"`mar_fashion` with DiSA, in both bundled feature spaces, float32:\n\n{table([one, two], SPEED)}\n\n"
         f"Two processes make {faster['rate']:.2f}× the images a second from start to end, {faster['sampling_rate']:.2f}× in sampling "
-        f"alone; their scores differ by {largest_difference(one['scores'], two['scores']):.1e} at most. Writing, saving and waiting are "
-        '"other"; the first block of each process is in none of the parts.\n\n'
+        f"alone; their scores differ by {largest_difference(one['scores'], two['scores']):.1e} at most. Generation to other are parts "
+        "of the time that counts, from the end of each process's first block, which warms up, to that of its last; writing, saving and "
+        'waiting are "other". The last column has what the whole command takes besides sampling: these, starting Python, loading, '
+        "warming up, the scores at the end.\n\n"
         f"Made-up images with features as wide as Inception's, no images kept:\n\n{table(room, ROOM)}\n\n"
         f"From {room[0]['images']:,} to {room[1]['images']:,} images, memory changes by {room[1]['memory'] - room[0]['memory']:+.0f} MB.\n"
     )

@@ -1,13 +1,15 @@
 """Evaluations of the bundled models that are killed at random moments: do they end with the numbers of one that was not?
 
-Each model is evaluated once by one process, undisturbed, and then again and again by one to three ranks of which one is killed
-(`kill -9`) at a random moment, until it is through with its kills; then it may finish, on yet another number of ranks. Run from the
-repository's root: `python -m benchmarks.faults --results benchmarks/results`.
+Each model is evaluated once by one process, undisturbed, and then again and again by one to three ranks of which one, or all, are killed
+(`kill -9`) at a random moment, until it is through with its kills; then it may finish, on yet another number of ranks. A kill counts
+if the run that it met had saved images, and others were missing. Run from the repository's root:
+`python -m benchmarks.faults --results benchmarks/results`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -23,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -39,12 +42,15 @@ from disa.spaces import choose_spaces
 BUNDLED = [name for name, entry in MODELS.items() if entry.bundled]
 TOLERANCE = 1e-6  # of any score
 TRY = "see why with `python -m benchmarks.faults --work {} --folder DIR`"
+BATCH = 4
 KILLS_AT_MOST = 3  # in one evaluation
+KILL_ALL = 0.3  # the share of kills that meet every rank
 COLUMNS = (
     Column("model", "model"),
     Column("kills", "kills"),
     Column("runs", "ranks of the runs"),
-    Column("images", "images"),
+    Column("victims", "ranks killed"),
+    Column("saved", "images saved when they were"),
     Column("difference", "largest difference of a score", lambda value: f"{value:.1e}"),
     Column("equal", "ends with the undisturbed numbers", lambda value: "yes" if value else "NO"),
 )
@@ -60,7 +66,7 @@ def work(model: str, folder: Path, num_images: int) -> None:
     recipe = next(recipe for recipe in load_tables()["bundled"].recipes if (recipe.model, recipe.row) == (model, "low"))
     recipe = dataclasses.replace(recipe, num_images=num_images)
     sampler = load(recipe, device, torch.float32)(recipe)
-    evaluate(sampler, folder, spaces=spaces, settings={"model": model}, num_images=num_images, batch_size=4, intervals=True)
+    evaluate(sampler, folder, spaces=spaces, settings={"model": model}, num_images=num_images, batch_size=BATCH, intervals=True)
     distributed.shutdown()
 
 
@@ -140,51 +146,93 @@ def scores(folder: Path) -> list[dict[str, Any]]:
     return json.loads((folder / "results.json").read_text())["metrics"]
 
 
-def disturbed(model: str, folder: Path, num_images: int, kills: int, seconds: float, draw: random.Random) -> tuple[int, list[int]]:
-    """An evaluation that is killed at most so many times, each time within `seconds` after its ranks came up.
+def saved(folder: Path) -> int:
+    """How many images the progress in `folder` holds."""
+    for path in folder.glob("progress-*.npz"):
+        with contextlib.suppress(FileNotFoundError), np.load(path) as file:  # the run removes it at its end
+            return int(np.unpackbits(file["counted"]).sum())
+    return 0
+
+
+def strike(process: subprocess.Popen[bytes], folder: Path, num_images: int, seconds: float, draw: random.Random) -> tuple[int, int] | None:
+    """Kill one rank of a run, or all of them, at a random moment between its first saving and its last.
+
+    Args:
+        seconds: what an image takes on one rank.
 
     Returns:
-        How often it was killed, and the ranks of each of its runs.
+        How many ranks were killed, and how many images were saved then; None, and nobody is killed, if the moment came too late.
     """
-    killed, runs = 0, list[int]()
+    before = saved(folder)  # by earlier runs
+    if not wait_until(lambda: saved(folder) > before, process):
+        return None
+    ranks = list(rank_processes(process.pid).values())
+    left = (num_images - saved(folder)) * seconds / min(len(ranks), os.cpu_count() or 1)
+    moment = time.monotonic() + draw.uniform(0, left)
+    wait_until(lambda: time.monotonic() > moment, process)
+    victims = ranks if draw.random() < KILL_ALL else [draw.choice(ranks)]
+    found = saved(folder)
+    if not before < found < num_images:
+        return None
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+    return len(victims), found
+
+
+def disturbed(
+    model: str, folder: Path, num_images: int, kills: int, seconds: float, draw: random.Random
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """An evaluation that is killed at most so many times, on from one to three ranks each time.
+
+    Returns:
+        The ranks of each of its runs, and what `strike` did.
+    """
+    runs, struck = list[int](), list[tuple[int, int]]()
     while not (folder / "results.json").is_file():
         runs.append(draw.randint(1, 3))
-        before = killed
         process = worker(model, folder, num_images, runs[-1])
-        if killed < kills and wait_until(lambda: len(rank_processes(process.pid)) == runs[-1], process):  # noqa: B023
-            moment = time.monotonic() + draw.uniform(0, seconds)
-            wait_until(lambda: time.monotonic() > moment, process)  # noqa: B023
-            if ranks := list(rank_processes(process.pid).values()):
-                os.kill(draw.choice(ranks), signal.SIGKILL)
-                killed += 1
-                # torchrun ends the others, as it would on a cluster.
+        kill = strike(process, folder, num_images, seconds, draw) if len(struck) < kills else None
+        # torchrun ends those that are left, as it would on a cluster.
         failed = process.wait() != 0
         stop(process)
-        if failed and killed == before:
-            raise OSError(
-                f"an evaluation of {model} failed though nobody killed it; try `python -m benchmarks.faults --work {model} --folder DIR`"
-            )
-    return killed, runs
+        if failed and not kill:
+            raise OSError(f"an evaluation of {model} failed though nobody killed it; {TRY.format(model)}")
+        if kill:
+            struck.append(kill)
+            if (after := saved(folder)) < kill[1]:
+                raise RuntimeError(f"a kill of {model} took {kill[1] - after} images that had been saved")
+    return runs, struck
+
+
+def undisturbed(model: str, folder: Path, num_images: int) -> tuple[list[dict[str, Any]], float]:
+    """What an evaluation on one rank measures, and the seconds that an image took it."""
+    process = worker(model, folder, num_images)
+    wait_until(lambda: saved(folder) > 0, process)
+    first, start = saved(folder), time.monotonic()
+    wait_until(lambda: saved(folder) == num_images, process)
+    seconds = (time.monotonic() - start) / (num_images - first)
+    if process.wait() != 0:
+        raise OSError(f"{model} cannot be evaluated; {TRY.format(model)}")
+    return scores(folder), seconds
 
 
 def all_rows(place: Path, args: argparse.Namespace, bar: Any) -> Iterator[dict[str, Any]]:
     """A row an evaluation, until every model had its share of the kills."""
     draw = random.Random(args.seed)
     for number, model in enumerate(args.models):
-        start = time.monotonic()
-        if worker(model, place / model / "undisturbed", args.images).wait() != 0:
-            raise OSError(f"{model} cannot be evaluated; {TRY.format(model)}")
-        expected, seconds = scores(place / model / "undisturbed"), time.monotonic() - start
+        expected, seconds = undisturbed(model, place / model / "undisturbed", args.images)
         left = args.kills * (number + 1) // len(args.models) - args.kills * number // len(args.models)
         while left:
-            folder = place / model / f"disturbed-{left}"
-            killed, runs = disturbed(model, folder, args.images, min(left, KILLS_AT_MOST), seconds, draw)
-            bar.update(killed)
+            folder = place / model / "disturbed"
+            runs, struck = disturbed(model, folder, args.images, min(left, KILLS_AT_MOST), seconds, draw)
             difference = largest_difference(scores(folder), expected)
-            row = {"model": model, "kills": killed, "runs": ", ".join(map(str, runs)), "images": args.images}
-            yield {**row, "difference": difference, "equal": difference <= TOLERANCE}
             shutil.rmtree(folder)
-            left -= killed
+            bar.update(len(struck))
+            left -= len(struck)
+            if struck:
+                victims, found = (", ".join(map(str, column)) for column in zip(*struck, strict=True))
+                row = {"model": model, "kills": len(struck), "runs": ", ".join(map(str, runs)), "victims": victims}
+                yield {**row, "saved": f"{found} of {args.images}", "difference": difference, "equal": difference <= TOLERANCE}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -197,6 +245,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
+    if args.images <= BATCH:
+        parser.error(f"--images is {args.images}; more than {BATCH} are needed, some to be saved and some to be missing")
     if args.work:
         work(args.work, args.folder, args.images)
         return
@@ -207,8 +257,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = (
         "# Evaluations killed at random\n\n"
         f"Written by `benchmarks/faults.py` on {describe_device(torch.device('cpu'))}, torch {versions()['torch']}: one to three ranks, "
-        f"one of them killed at a random moment, then started again. {right} of {kills} kills were in evaluations that end within "
-        f"{TOLERANCE:g} of the undisturbed numbers; an image lost or counted twice would change them.\n\n{table(rows, COLUMNS)}\n"
+        "one of them or all killed at a random moment after the run had saved images and before all were saved, then started again. "
+        f"{right} of {kills} kills were in evaluations that end within {TOLERANCE:g} of the undisturbed numbers; an image lost or counted "
+        f"twice would change them.\n\n{table(rows, COLUMNS)}\n"
     )
     with atomic_write(args.results / "faults.md") as beside:
         beside.write_text(text)

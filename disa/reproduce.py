@@ -201,7 +201,11 @@ def reproduce(
     where = resolve_device(device)
     distributed.setup(where)
     known = Measurements(out, dtype)
-    distributed.on_main(lambda: show(tables, known, title, front))  # whether it can is better known before
+
+    def draw() -> None:
+        distributed.on_main(lambda: show(tables, known, title, front))
+
+    draw()  # whether it can be written is better known before
     every = list(enumerate([recipe for one in tables for recipe in one.shown], 1))
     for _, rows in groupby(every, key=lambda pair: (pair[1].model, pair[1].checkpoint, pair[1].prompts, pair[1].text_tokenizer)):
         same = list(rows)
@@ -216,6 +220,7 @@ def reproduce(
             say(f"note: {sentence}")
         for number, recipe in same:
             say(f"\n{number} of {len(every)}: {recipe.name}, {recipe.num_images:,} images")
+            before = known.of(recipe)
             if make is not None:
                 known.measure(recipe, make, spaces)
             elif known.of(recipe) is None:
@@ -224,7 +229,9 @@ def reproduce(
                 say(f"cannot run: {known.problems[recipe.name]}")
             elif results := known.of(recipe):
                 say(summary(results))
-            distributed.on_main(lambda: show(tables, known, title, front))
+            if known.of(recipe) != before:
+                draw()
+    draw()
     if distributed.is_main():
         say(f"\n{(out / 'table.md').read_text(encoding='utf-8')}\neverything is in {out}: report.html, table.md, table.csv and the plots")
     distributed.shutdown()

@@ -20,9 +20,10 @@ export OMP_NUM_THREADS=8
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
 cd MAR_DiSA
-srun ../.venv/bin/torchrun \
+# Since SLURM 22.05 srun does not inherit the cores of a task from sbatch, and without them a node's eight ranks can end up on one core.
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" ../.venv/bin/torchrun \
   --nnodes=2 --nproc_per_node=8 --max-restarts=3 \
   --rdzv_backend=c10d --rdzv_endpoint="$first_node:29500" --rdzv_id="$SLURM_JOB_ID" \
   main_mar.py --evaluate --model mar_huge --diffloss_d 12 --diffloss_w 1536 --resume pretrained_models/mar/mar_huge \
-  --num_images 50000 --eval_bsz 256 --num_iter 64 --cfg 3.3 --cfg_schedule linear \
+  --num_images 50000 --eval_bsz 128 --num_iter 64 --cfg 3.3 --cfg_schedule linear \
   --diff_sampler DiSA --diff_upper_steps 50 --diff_lower_steps 5 --output_dir output_dir/mar_huge

@@ -51,6 +51,13 @@ def rows(table, model):
     return {recipe.row: recipe for recipe in TABLES[table].recipes if recipe.model == model}
 
 
+def assert_asks_for(script, flags, recipe):
+    """That the command line `script` with `flags` evaluates what `recipe` says."""
+    args = parse(script.get_parser(), script.FAMILY.defaults(), flags)
+    assert (args.model, args.evaluate) == (recipe.model, True)
+    assert (script.get_sampling(args), args.num_images, args.eval_bsz) == (recipe.sampling, recipe.num_images, recipe.batch_size)
+
+
 @every
 def test_recipe_can_run(name):
     recipe = RECIPES[name]
@@ -84,9 +91,7 @@ def test_disa_rows_are_the_commands_of_the_readmes(model):
     lines = (shlex.split(line, comments=True) for line in text.splitlines() if path.name in line)
     commands = [words[words.index(path.name) + 1 :] for words in lines if path.name in words and "--evaluate" in words]
     (flags,) = [flags for flags in commands if model in flags]
-    args = parse(script.get_parser(), script.FAMILY.defaults(), flags)
-    recipe = rows("imagenet", model)["disa"]
-    assert (script.get_sampling(args), args.num_images, args.eval_bsz) == (recipe.sampling, recipe.num_images, recipe.batch_size)
+    assert_asks_for(script, flags, rows("imagenet", model)["disa"])
 
 
 @pytest.mark.parametrize("table", ["strategies", "bundled_strategies"])
@@ -109,13 +114,18 @@ def test_budgets_are_equal(table):
 
 
 def test_ablations_have_their_twins():
-    for table in ("strategies", "upper_lower", "ar_steps", "samplers", "budget"):
+    for table in ("harmon", "strategies", "upper_lower", "ar_steps", "samplers", "budget"):
         families = {MODELS[recipe.model].build for recipe in TABLES[table].recipes}
         twins = {MODELS[recipe.model].build for recipe in TABLES[f"bundled_{table}"].recipes}
         assert families <= twins
     assert [recipe.sampling.num_iter for recipe in TABLES["ar_steps"].recipes] == [16, 32, 64, 128, 256]
     counts = {(one.sampling.schedule.upper, one.sampling.schedule.lower) for one in rows("harmon", "harmon_1.5b").values()}
     assert counts == {(100, 5), (50, 5), (25, 5)}
+    twin = {row: recipe.sampling for row, recipe in rows("bundled_harmon", "harmon_fashion").items()}
+    for model in {recipe.model for recipe in TABLES["harmon"].recipes}:
+        assert twin.items() >= {row: recipe.sampling for row, recipe in rows("harmon", model).items()}.items()
+    for recipe in TABLES["harmon"].recipes:  # eight ranks time three blocks each, after the one that warms up
+        assert recipe.num_images // recipe.batch_size >= 4 * 8
 
 
 @pytest.mark.parametrize("model", [*demo.SETTINGS, "harmon_fashion"])
