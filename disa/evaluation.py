@@ -10,6 +10,7 @@ import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,7 @@ def count_images(
     """
     counter = distributed.together(lambda: _Counter(sampler, spaces, progress.num_images, intervals))
 
-    def count_share() -> None:
+    def count_share(todo: Sequence[Sequence[int]], counted: np.ndarray) -> None:
         tally, saved, lap, warm = Tally(), time.monotonic(), time.perf_counter(), False
         timed = f"seconds/{_where(sampler, batch_size)}"
         with ImageWriter() as writer:
@@ -186,8 +187,7 @@ def count_images(
         progress.save(tally)
 
     while work := distributed.on_main(lambda: _missing_work(progress, batch_size, images)):
-        todo, counted = work
-        distributed.together(count_share)
+        distributed.together(partial(count_share, *work))
 
 
 def _missing_work(progress: Progress, batch_size: int, images: Path | None) -> tuple[list[list[int]], np.ndarray] | None:
