@@ -280,14 +280,15 @@ class Section:
 _STYLE = """
 :root { color-scheme: light dark; --ink: #222; --faint: #666; --line: #ddd; --page: #fff; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e8e8e8; --faint: #aaa; --line: #444; --page: #161616; } }
-body { margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: var(--ink); background: var(--page); }
+body { margin: 2rem auto; max-width: 84rem; padding: 0 1rem; color: var(--ink); background: var(--page); }
 body { font: 16px/1.55 system-ui, sans-serif; }
 h1 { font-size: 1.7rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 p { max-width: 46rem; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; margin-bottom: 1.2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .4rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { color: var(--faint); font-weight: 600; } th:first-child, td:first-child { text-align: left; }
+th { color: var(--faint); font-weight: 600; white-space: normal; vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; }
 .pictures { display: flex; flex-wrap: wrap; gap: 1.2rem; }
 figure { margin: 0; flex: 1 1 18rem; max-width: 44rem; }
 img { width: 100%; height: auto; border-radius: 4px; background: #fff; image-rendering: auto; }
