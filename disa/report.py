@@ -6,6 +6,7 @@ import base64
 import csv
 import html
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "os^Dv"  # once all colours are taken
 INK, FAINT = "#333333", "#999999"
 ABSENT = "–"  # where a table has no value
-MANY = 6  # more points than these have small labels, and only where they are on the front
+FEW, MANY = 3, 6  # more points than these have small labels; and only where they are on the front
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def plot_quality(
             )
     best, many = pareto_front(points), len(points) > MANY
     groups = list(dict.fromkeys(point.group for point in points))
-    words: dict[str, Any] = {"fontsize": 8, "rotation": 45} if many else {"fontweight": "bold", "ha": "center"}
+    words: dict[str, Any] = {"fontsize": 8, "rotation": 45} if len(points) > FEW else {"fontweight": "bold", "ha": "center"}
     for i, point in enumerate(points):
         colour, marker = _look(groups.index(point.group) if point.group else i)
         shown = not many or point in best
@@ -264,7 +265,8 @@ class Section:
     def to_html(self) -> str:
         """The section in HTML, its pictures inlined."""
         parts = [f"<h2>{html.escape(self.heading)}</h2>"]
-        parts += [f"<p>{html.escape(paragraph)}</p>" for paragraph in self.text.split("\n\n") if paragraph]
+        text = re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(self.text))  # as in the Markdown
+        parts += [f"<p>{paragraph}</p>" for paragraph in text.split("\n\n") if paragraph]
         if self.columns:
             parts.append(table_html(self.rows, self.columns))
         if self.pictures:
@@ -286,7 +288,7 @@ h1 { font-size: 1.7rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 p { max-width: 46rem; }
 .scroll { overflow-x: auto; margin-bottom: 1.2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .4rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { padding: .4rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { color: var(--faint); font-weight: 600; white-space: normal; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
 .pictures { display: flex; flex-wrap: wrap; gap: 1.2rem; }

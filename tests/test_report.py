@@ -80,9 +80,10 @@ def test_loss_plot_draws_the_mean():
 def test_report_is_self_contained(tmp_path):
     path = tmp_path / "deep" / "report.html"
     pictures = {"a <grid>": Image.new("RGB", (4, 4)), "a plot": plot_step_schedules({"DiSA": [5, 1]})}
-    write_report(path, "A & B", [Section("Results", "One.\n\nTwo.", ROWS, COLUMNS, pictures)])
+    write_report(path, "A & B", [Section("Results", "One.\n\n`Two` < `3`.", ROWS, COLUMNS, pictures)])
     page = path.read_text()
-    assert "<title>A &amp; B</title>" in page and "<p>One.</p><p>Two.</p>" in page and 'alt="a &lt;grid&gt;"' in page
+    assert "<title>A &amp; B</title>" in page and 'alt="a &lt;grid&gt;"' in page
+    assert "<p>One.</p><p><code>Two</code> &lt; <code>3</code>.</p>" in page
     assert page.count("data:image/png;base64,") == 2
     assert not re.search(r'(src|href)="(?!data:)', page) and "<script" not in page
     assert list(path.parent.iterdir()) == [path]
