@@ -172,6 +172,13 @@ def test_bad_images_are_named(photos, capsys, broken, named):
     assert "Traceback" not in printed and not out.exists()
 
 
+def test_stats_without_a_place_end_before_anything_is_read(photos, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert command("stats", photos, "--features", "fashion-classifier", "--device", "cpu", "--out", tmp_path / "file" / "stats.npz") == 2
+    (line,) = capsys.readouterr().err.splitlines()  # no bar before it
+    assert line.startswith("error: ") and str(tmp_path / "file") in line
+
+
 def test_the_real_command_ends_so_too(tmp_path):
     ended = subprocess.run(
         [sys.executable, "-m", "disa.cli", "checkpoints", "export", "nowhere.pth", "out"],
