@@ -34,8 +34,6 @@ from disa.spaces import Space, choose_spaces
 
 FEATURES, LOGITS = 2048, 1008  # Inception's
 MEGABYTE = 2**20
-
-
 SPEED = (
     Column("ranks", "processes"),
     Column("images", "images", decimals(0)),

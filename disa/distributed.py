@@ -102,8 +102,11 @@ def on_main(action: Callable[[], T]) -> T:
         except MENDABLE as caught:
             error = caught
     result, error = broadcast((result, error))
-    if error is not None:
-        raise error
+    try:
+        if error is not None:
+            raise error
+    finally:
+        del error  # with this frame in its traceback, it would keep all frames alive, and a GPU's memory in them
     return result  # type: ignore[return-value]
 
 
@@ -119,8 +122,11 @@ def together(action: Callable[[], T]) -> T:
     except MENDABLE as caught:
         error = caught
     first = next((found for found in gather(error) if found is not None), None)
-    if first is not None:
-        raise error or first
+    try:
+        if first is not None:
+            raise error or first
+    finally:
+        del error, first  # as above
     return result  # type: ignore[return-value]
 
 

@@ -89,7 +89,7 @@ class Progress:
         if not tally.ids:
             return
         with locked(self.lock):
-            self._sweep()
+            self._remove_leftovers()
             counted, sums = self.load()
             if counted[tally.ids].any():
                 raise ValueError(f"another run is evaluating in {self.path.parent}, too; stop one of them, and start the other again")
@@ -128,11 +128,11 @@ class Progress:
     def remove(self) -> None:
         """Forget everything."""
         self.path.unlink(missing_ok=True)
-        self._sweep()
+        self._remove_leftovers()
         self.lock.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _sweep(self) -> None:
+    def _remove_leftovers(self) -> None:
         """Remove what killed ranks were writing, whose files are as large as the others: nobody writes any without the lock."""
         for leftover in (*self.path.parent.glob(f".{self.path.stem}.*.part.npz"), *self.folder.glob(".*.part.npz")):
             leftover.unlink(missing_ok=True)

@@ -1,10 +1,12 @@
 """Ranks: one alone, two real ones, and the choice of a device."""
 
 import contextlib
+import gc
 import json
 import os
 import socket
 import time
+import weakref
 
 import pytest
 import torch
@@ -32,6 +34,25 @@ def test_a_process_alone_is_rank_0_of_1(monkeypatch):
     with pytest.raises(ValueError, match="named"):
         distributed.together(fail_with(ValueError("named")))
     distributed.shutdown()
+
+
+@pytest.mark.parametrize("collective", [distributed.on_main, distributed.together])
+def test_what_failed_lets_go_of_its_memory(collective):
+    """At once, not when garbage is collected: the next batch may need it."""
+    kept = []
+
+    def fail():
+        tensor = torch.zeros(1)
+        kept.append(weakref.ref(tensor))
+        raise torch.OutOfMemoryError("full")
+
+    gc.disable()
+    try:
+        with contextlib.suppress(torch.OutOfMemoryError):
+            collective(fail)
+        assert kept[0]() is None
+    finally:
+        gc.enable()
 
 
 def fail_with(error):

@@ -325,6 +325,19 @@ def test_what_a_kill_at_the_very_end_leaves_goes_with_the_next_start(tmp_path, m
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json", "samples.png"]
 
 
+def test_scores_take_every_core(tmp_path, monkeypatch):
+    threads, seen, scores = torch.get_num_threads(), [], evaluation.scores
+
+    def watch(*args, **kwargs):
+        seen.append(torch.get_num_threads())
+        return scores(*args, **kwargs)
+
+    monkeypatch.setattr(evaluation, "scores", watch)
+    monkeypatch.setattr(evaluation.os, "sched_getaffinity", lambda pid: set(range(threads + 1)), raising=False)
+    run(tmp_path)
+    assert seen == [threads + 1] and torch.get_num_threads() == threads
+
+
 def test_lost_samples_are_drawn_again(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "SAVE_SECONDS", 0.0)
     whole = run(tmp_path / "whole", batch_size=2, keep_images=False)

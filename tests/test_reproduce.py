@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from disa import build_model, checkpoints, recipes, reproduce, spaces
+from disa.features import DINOV2
 from disa.recipes import FAMILIES, load_tables
 from disa.report import Column, table
 from disa.reproduce import find_published, row_of, section_of, speed_up
@@ -79,6 +80,7 @@ rows.full = {{ diff_upper_steps = 2, diff_lower_steps = 2 }}
 rows.said = {{ diff_upper_steps = 2, prompts = ["a bag", "a shirt"], image_size = 32 }}
 """,
 }
+TWO_RANKS = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 SPACES_OF = reproduce.spaces_of  # the fixture replaces it
 DISTANCE = "Fréchet distance (classifier) (95 %)"
 SPACE = Space("fashion-classifier", ("fid", "accuracy"), str(BUNDLED_STATISTICS / "fashion_test_fashion-classifier.npz"))
@@ -274,7 +276,7 @@ cli.entry()
 
 
 def test_two_ranks_fill_one_table(launch):
-    ended = launch(["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"], ["again", "published"])
+    ended = launch(TWO_RANKS, ["again", "published"])
     assert ended.returncode == 1 and ended.stdout.count("1 of 3: again/mar_fashion-same") == 1, ended.stderr
     text = Path("out/table.md").read_text()
     assert "2 ranks" in text and "(" in read_table(text, "A row that another table has")["mar_fashion-same"][DISTANCE]
@@ -289,7 +291,7 @@ def fail(self, ids):
     return sample(self, ids)
 reproduce.Sampler.__call__ = fail
 """
-    ended = launch(["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"], ["both/xar_fashion-disa", "prompts"], fail)
+    ended = launch(TWO_RANKS, ["both/xar_fashion-disa", "prompts"], fail)
     assert ended.returncode == 1 and "cannot run: the pixels hold NaN" in ended.stdout, ended.stderr
     text = Path("out/table.md").read_text()
     assert "Not run: xar_fashion-disa. The pixels hold NaN." in text
@@ -360,6 +362,14 @@ def test_published_stands_beside_measured():
     assert list(cells)[3:7] == ["published FID", "FID (95 %)", "published IS", "IS"]
     assert list(cells.values())[3:7] == ["2.31", "2.34 (2.30–2.40)", "281.7", "280.0"]
     assert cells["AR steps"] == "256" and cells["head evaluations an image"] == "25,600" and "speed-up" not in cells
+
+
+def test_a_feature_space_that_was_asked_for_has_its_columns():
+    scores = {"extractor": DINOV2, "fid": 120.04, "precision": 0.7, "recall": 0.5}
+    row = row_of(load_tables()["imagenet"].recipes[0], results(metrics=[scores]), None)
+    cells = {column.header: column.cell(row) for column in reproduce.columns_of([row])}
+    assert (cells["FD-DINOv2 (95 %)"], cells[f"precision ({DINOV2})"], cells[f"recall ({DINOV2})"]) == ("120.0", "0.70", "0.50")
+    assert "FID (95 %)" not in cells and "IS" not in cells and f"KID ({DINOV2})" not in cells
 
 
 def test_published_files_are_found_here_and_in_the_families_folders(tables, tmp_path):
