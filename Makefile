@@ -1,22 +1,31 @@
 # Each command sets itself up: a virtual environment in .venv, the pinned dependencies, the package.
 PYTHON ?= python3
 BIN := .venv/bin
-# A rank or a test a core; more threads than cores only wait for each other.
+FAMILIES := MAR_DiSA FlowAR_DiSA xAR_DiSA Harmon_DiSA
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# One thread per rank and per test process; more threads than cores only wait for each other.
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test test-fast lint setup clean
 
 # `make demo MODELS="mar_fashion xar_fashion"` shows these alone.
 demo: setup
-	$(BIN)/torchrun --standalone --nproc_per_node=2 -m disa.demo --out out/demo $(if $(MODELS),--models $(MODELS))
+	$(BIN)/torchrun --standalone --nproc_per_node=2 -m disa.commands.demo --out out/demo $(if $(MODELS),--models $(MODELS))
 
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
+# What takes at most a few seconds in one process.
+test-fast: setup
+	$(PYTEST) -m "not slow and not distributed"
+
+# Commands of different families have the same names, which mypy would take for the same modules.
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
+	$(foreach folder,$(FAMILIES),$(BIN)/mypy $(wildcard $(addprefix $(folder)/,*.py scripts/*.py util/*.py)) &&) true
 
 setup: .venv/ready
 

@@ -1,20 +1,22 @@
-"""What an evaluation costs besides the pictures: two processes against one, where the time goes, memory and disk.
+"""Measure the overhead of an evaluation: two processes against one, where the time goes, memory and disk.
 
-The speed is that of `mar_fashion` with diffusion step annealing, on real runs. Memory and disk are those of one rank that evaluates made-up
-images with features as wide as Inception's, whose sums are the largest. Run from the repository's root, on an idle machine:
-`python -m benchmarks.evaluation --results benchmarks/results`.
+The speed is that of `mar_fashion` with diffusion step annealing, on real runs. Memory and disk are those of one rank
+that evaluates synthetic images with features as wide as Inception's, whose sums are the largest. Run from the
+repository's root, on an idle machine: `python -m benchmarks.evaluation --results benchmarks/results`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,31 +24,36 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.faults import largest_difference
-from disa import StepSchedule, distributed, evaluation
-from disa.demo import samplers_of
-from disa.evaluation import describe_device, evaluate, versions
-from disa.files import atomic_write
-from disa.flags import HelpFormatter
-from disa.metrics import Features, Statistics
-from disa.report import Column, decimals, percent, table
-from disa.sampling import Sampler, Sampling
-from disa.spaces import Space, choose_spaces
+from disa import StepSchedule, load_model
+from disa.commands.flags import HelpFormatter
+from disa.evaluation.extractors import Extractor
+from disa.evaluation.metrics import Features, Statistics
+from disa.evaluation.plan import MetricSpec, plan_metrics
+from disa.evaluation.results import Results
+from disa.evaluation.run import GRID_IMAGES, evaluate, versions
+from disa.generation.generators import Generator, LabelGenerator, Sampling
+from disa.models.vae import SpaceToDepth
+from disa.runtime import distributed
+from disa.runtime.devices import describe_device
+from disa.runtime.files import atomic_write
+from disa.tables.recipes import bundled_settings
+from disa.tables.report import column, decimals, percent, table
 
 FEATURES, LOGITS = 2048, 1008  # Inception's
 MEGABYTE = 2**20
 SPEED = (
-    Column("ranks", "processes"),
-    Column("images", "images", decimals(0)),
-    Column("seconds", "seconds, start to end", decimals(0)),
-    Column("rate", "images/s, start to end", decimals(2)),
-    Column("sampling_rate", "images/s, sampling alone", decimals(2)),
-    *(Column(part, part, percent) for part in ("generation", "decoding", "metrics", "other")),
-    Column("overhead", "not sampling, start to end", percent),
+    column("ranks", "processes"),
+    column("images", "images", decimals(0)),
+    column("seconds", "seconds, start to end", decimals(0)),
+    column("rate", "images/s, start to end", decimals(2)),
+    column("sampling_rate", "images/s, sampling alone", decimals(2)),
+    *(column(part, part, percent) for part in ("generation", "decoding", "metrics", "other")),
+    column("overhead", "not sampling, start to end", percent),
 )
 ROOM = (
-    Column("images", "images", decimals(0)),
-    Column("memory", "memory of rank 0 (MB)", decimals(0)),
-    Column("disk", "most on disk (MB)", decimals(1)),
+    column("images", "images", decimals(0)),
+    column("memory", "memory of rank 0 (MB)", decimals(0)),
+    column("disk", "most on disk (MB)", decimals(1)),
 )
 
 
@@ -56,10 +63,19 @@ def run_ranks(folder: Path, ranks: int, num_images: int) -> dict[str, Any]:
     program = ["-m", "benchmarks.evaluation", "--work", "speed", "--folder", str(folder), "--images", str(num_images)]
     start = time.monotonic()
     subprocess.run([sys.executable, *launcher, *program], check=True)
-    seconds, results = time.monotonic() - start, json.loads((folder / "results.json").read_text())
-    rates = {"rate": num_images / seconds, "sampling_rate": results["images_per_second"]}
+    seconds, results = time.monotonic() - start, Results.read(folder / "results.json")
+    assert results is not None
+    assert results.images_per_second is not None
+    rates = {"rate": num_images / seconds, "sampling_rate": results.images_per_second}
     rates["overhead"] = 1 - rates["rate"] / rates["sampling_rate"]
-    return {"ranks": ranks, "images": num_images, "seconds": seconds, **rates, **results["fractions"], "scores": results["metrics"]}
+    return {
+        "ranks": ranks,
+        "images": num_images,
+        "seconds": seconds,
+        **rates,
+        **results.fractions,
+        "scores": [scores.to_dict() for scores in results.metrics],
+    }
 
 
 def work_speed(folder: Path, num_images: int) -> None:
@@ -67,30 +83,34 @@ def work_speed(folder: Path, num_images: int) -> None:
     torch.set_num_threads(1)
     device = torch.device("cpu")
     distributed.setup(device)
-    spaces, _ = choose_spaces("auto", "auto", "auto", bundled=True)
-    sampler = samplers_of("mar_fashion", device)["DiSA"]
-    evaluate(sampler, folder, spaces=spaces, settings={}, num_images=num_images, batch_size=50)
+    specs, _ = plan_metrics("auto", "auto", "auto", bundled=True)
+    sampling = bundled_settings("mar_fashion")["disa"]
+    generator = LabelGenerator(load_model("mar_fashion"), SpaceToDepth(), sampling, device)
+    evaluate(generator, folder, specs=specs, settings={}, num_images=num_images, batch_size=50)
     distributed.shutdown()
 
 
-class MadeUp(Sampler):
+class Synthetic(Generator):
     """Noise, the images that the grid of samples shows as large as ImageNet's."""
 
     def __init__(self) -> None:
         super().__init__(nn.Identity(), nn.Identity(), Sampling(1, StepSchedule()), torch.device("cpu"))  # type: ignore[arg-type]
 
-    head_evaluations = 0
+    nfe = 0
 
-    def labels(self, ids: Any) -> None:
-        return None
+    def labels(self, ids: Iterable[int]) -> None:
+        del ids
 
     def __call__(self, ids: Sequence[int]) -> Tensor:
-        side = 256 if ids[0] < evaluation.GRID_IMAGES else 8
+        side = 256 if ids[0] < GRID_IMAGES else 8
         return torch.rand(len(ids), 3, side, side) * 2 - 1
 
 
-def made_up_extractor(*_: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    return lambda images: (torch.rand(len(images), FEATURES), torch.randn(len(images), LOGITS))
+class SyntheticFeatures(nn.Module):
+    """Noise as wide as Inception's features and logits."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.rand(len(images), FEATURES), torch.randn(len(images), LOGITS)
 
 
 def resident() -> float:
@@ -100,9 +120,8 @@ def resident() -> float:
 
 
 def work_room(folder: Path, num_images: int) -> None:
-    """Evaluate made-up images, and print a row of ROOM."""
+    """Evaluate synthetic images, and print a row of ROOM."""
     torch.set_num_threads(1)
-    evaluation.feature_extractor, evaluation.SAVE_SECONDS = made_up_extractor, 1.0  # type: ignore[assignment]
     reference = folder.parent / "reference.npz"
     rows = torch.rand(3000, FEATURES)
     Statistics.of(Features(rows, rows, "inception")).save(reference)
@@ -110,18 +129,25 @@ def work_room(folder: Path, num_images: int) -> None:
 
     def watch() -> None:
         while not ended.wait(0.02):
-            sizes = []
+            size = 0
             for path in folder.rglob("*"):
-                try:
-                    sizes.append(path.stat().st_size)
-                except OSError:  # renamed in the meantime
-                    continue
-            most[0] = max(most[0], sum(sizes) / MEGABYTE)
+                with contextlib.suppress(OSError):  # renamed in the meantime
+                    size += path.stat().st_size
+            most[0] = max(most[0], size / MEGABYTE)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    spaces = [Space("inception", ("fid", "isc"), str(reference))]
-    evaluate(MadeUp(), folder, spaces=spaces, settings={}, num_images=num_images, batch_size=100)
+    synthetic = Extractor(SyntheticFeatures, lambda: None, FEATURES, "none")
+    evaluate(
+        Synthetic(),
+        folder,
+        specs=[MetricSpec("inception", ("fid", "isc"), str(reference))],
+        settings={},
+        num_images=num_images,
+        batch_size=100,
+        save_seconds=1.0,
+        extractors={"inception": synthetic},
+    )
     ended.set()
     watcher.join()
     print(json.dumps({"images": num_images, "memory": resident(), "disk": most[0]}))
@@ -132,6 +158,29 @@ def run_room(folder: Path, num_images: int) -> dict[str, Any]:
     program = ["-m", "benchmarks.evaluation", "--work", "room", "--folder", str(folder), "--images", str(num_images)]
     ended = subprocess.run([sys.executable, *program], check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(ended.stdout.splitlines()[-1])
+
+
+def page(two: dict[str, Any], one: dict[str, Any], room: Sequence[dict[str, Any]]) -> str:
+    """Write rows of SPEED and ROOM as Markdown."""
+    faster = {key: two[key] / one[key] for key in ("rate", "sampling_rate")}
+    machine = f"{describe_device(torch.device('cpu'))}, torch {versions()['torch']}"
+    explanation = (
+        f"Two processes make {faster['rate']:.2f}× the images per second from start to end, "
+        f"{faster['sampling_rate']:.2f}× in sampling alone; their scores differ by at most "
+        f"{largest_difference(one['scores'], two['scores']):.1e}. The columns from generation to other are shares of "
+        "the time between the end of each process's first block, which warms up, and the end of its last; writing, "
+        'saving and waiting are "other". The last column is the share of the whole command that is not sampling: '
+        "these, starting Python, loading, warming up, and the scores at the end."
+    )
+    return (
+        "# Overhead of an evaluation\n\n"
+        f"Written by `python -m benchmarks.evaluation` on {machine}.\n\n"
+        f"`mar_fashion` with DiSA, in both bundled feature spaces, float32:\n\n{table([one, two], SPEED)}\n\n"
+        f"{textwrap.fill(explanation, 120)}\n\n"
+        f"Synthetic images with features as wide as Inception's; no images are kept:\n\n{table(room, ROOM)}\n\n"
+        f"From {room[0]['images']:,} to {room[1]['images']:,} images, memory changes by "
+        f"{room[1]['memory'] - room[0]['memory']:+.0f} MB.\n"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -146,27 +195,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     with tempfile.TemporaryDirectory() as place:
         room = [run_room(Path(place, str(count), "run"), count) for count in (1000, 50000)]
-        speed = [run_ranks(Path(place, f"{ranks}ranks"), ranks, args.images) for ranks in (2, 1)]
-    two, one = speed
-    faster = {key: two[key] / one[key] for key in ("rate", "sampling_rate")}
-    text = (
-        "# What an evaluation costs besides the pictures\n\n"
-        f"Written by `benchmarks/evaluation.py` on {describe_device(torch.device('cpu'))}, torch {versions()['torch']}.\n\n"
-        f"`mar_fashion` with DiSA, in both bundled feature spaces, float32:\n\n{table([one, two], SPEED)}\n\n"
-        f"Two processes make {faster['rate']:.2f}× the images a second from start to end, {faster['sampling_rate']:.2f}× in sampling "
-        f"alone; their scores differ by {largest_difference(one['scores'], two['scores']):.1e} at most. Generation to other are parts "
-        "of the time that counts, from the end of each process's first block, which warms up, to that of its last; writing, saving and "
-        'waiting are "other". The last column has what the whole command takes besides sampling: these, starting Python, loading, '
-        "warming up, the scores at the end.\n\n"
-        f"Made-up images with features as wide as Inception's, no images kept:\n\n{table(room, ROOM)}\n\n"
-        f"From {room[0]['images']:,} to {room[1]['images']:,} images, memory changes by {room[1]['memory'] - room[0]['memory']:+.0f} MB.\n"
-    )
+        two, one = (run_ranks(Path(place, f"{ranks}ranks"), ranks, args.images) for ranks in (2, 1))
+    text = page(two, one, room)
     with atomic_write(args.results / "evaluation.md") as beside:
         beside.write_text(text)
     print(text)
 
 
 if __name__ == "__main__":
-    from disa.cli import run
+    from disa.commands.exit import run
 
     run(main)

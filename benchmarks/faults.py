@@ -1,9 +1,9 @@
-"""Evaluations of the bundled models that are killed at random moments: do they end with the numbers of one that was not?
+"""Kill evaluations of the bundled models at random moments: do they end with the numbers of one that was not killed?
 
-Each model is evaluated once by one process, undisturbed, and then again and again by one to three ranks of which one, or all, are killed
-(`kill -9`) at a random moment, until it is through with its kills; then it may finish, on yet another number of ranks. A kill counts
-if the run that it met had saved images, and others were missing. Run from the repository's root:
-`python -m benchmarks.faults --results benchmarks/results`.
+Each model is evaluated once by one process, undisturbed, and then again and again by one to three ranks of which one,
+or all, are killed (`kill -9`) at a random moment, until it is through with its kills; then it may finish, on yet
+another number of ranks. A kill counts if the run that it met had saved images, and others were missing. Run from the
+repository's root: `python -m benchmarks.faults --results benchmarks/results`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,15 +30,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from disa import distributed, evaluation
-from disa.evaluation import describe_device, evaluate, versions
-from disa.files import atomic_write
-from disa.flags import HelpFormatter
+from disa.commands.flags import HelpFormatter
+from disa.evaluation.plan import plan_metrics
+from disa.evaluation.run import evaluate, versions
 from disa.models import MODELS
-from disa.recipes import load_tables
-from disa.report import Column, table
-from disa.reproduce import load
-from disa.spaces import choose_spaces
+from disa.runtime import distributed
+from disa.runtime.devices import describe_device
+from disa.runtime.files import atomic_write
+from disa.tables.measure import load
+from disa.tables.recipes import load_tables
+from disa.tables.report import column, table
 
 BUNDLED = [name for name, entry in MODELS.items() if entry.bundled]
 TOLERANCE = 1e-6  # of any score
@@ -46,27 +48,34 @@ BATCH = 4
 KILLS_AT_MOST = 3  # in one evaluation
 KILL_ALL = 0.3  # the share of kills that meet every rank
 COLUMNS = (
-    Column("model", "model"),
-    Column("kills", "kills"),
-    Column("runs", "ranks of the runs"),
-    Column("victims", "ranks killed"),
-    Column("saved", "images saved when they were"),
-    Column("difference", "largest difference of a score", lambda value: f"{value:.1e}"),
-    Column("equal", "ends with the undisturbed numbers", lambda value: "yes" if value else "NO"),
+    column("model", "model"),
+    column("kills", "kills"),
+    column("runs", "ranks of the runs"),
+    column("victims", "ranks killed"),
+    column("saved", "images saved when they were"),
+    column("difference", "largest difference of a score", lambda value: f"{value:.1e}"),
+    column("equal", "ends with the undisturbed numbers", lambda value: "yes" if value else "NO"),
 )
 
 
 def work(model: str, folder: Path, num_images: int) -> None:
     """What a rank does: an evaluation that saves after every block."""
     torch.set_num_threads(1)
-    evaluation.SAVE_SECONDS = 0.0
     device = torch.device("cpu")
     distributed.setup(device)
-    spaces, _ = choose_spaces("auto", "fashion-classifier", "auto", bundled=True)
+    specs, _ = plan_metrics("auto", "fashion-classifier", "auto", bundled=True)
     recipe = next(recipe for recipe in load_tables()["bundled"].recipes if (recipe.model, recipe.row) == (model, "low"))
     recipe = dataclasses.replace(recipe, num_images=num_images)
-    sampler = load(recipe, device, torch.float32)(recipe)
-    evaluate(sampler, folder, spaces=spaces, settings={"model": model}, num_images=num_images, batch_size=BATCH, intervals=True)
+    evaluate(
+        load(recipe, device, torch.float32)(recipe),
+        folder,
+        specs=specs,
+        settings={"model": model},
+        num_images=num_images,
+        batch_size=BATCH,
+        intervals=True,
+        save_seconds=0.0,
+    )
     distributed.shutdown()
 
 
@@ -74,7 +83,9 @@ def worker(model: str, folder: Path, num_images: int, ranks: int = 1, *torchrun:
     """Start `work` on so many ranks; `torchrun` are more of its flags."""
     program = ["-m", "benchmarks.faults", "--work", model, "--folder", str(folder), "--images", str(num_images)]
     launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", *(torchrun or ["--standalone"])]
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    }
     return subprocess.Popen(
         [sys.executable, *launcher, *program],
         # The second: see docs/evaluate_2x8.sh.
@@ -147,21 +158,23 @@ def scores(folder: Path) -> list[dict[str, Any]]:
 
 
 def saved(folder: Path) -> int:
-    """How many images the progress in `folder` holds."""
+    """How many images the sums in `folder` hold."""
     for path in folder.glob("progress-*.npz"):
         with contextlib.suppress(FileNotFoundError), np.load(path) as file:  # the run removes it at its end
             return int(np.unpackbits(file["counted"]).sum())
     return 0
 
 
-def strike(process: subprocess.Popen[bytes], folder: Path, num_images: int, seconds: float, draw: random.Random) -> tuple[int, int] | None:
+def strike(
+    process: subprocess.Popen[bytes], folder: Path, num_images: int, seconds: float, draw: random.Random
+) -> tuple[int, int] | None:
     """Kill one rank of a run, or all of them, at a random moment between its first saving and its last.
 
     Args:
         seconds: what an image takes on one rank.
 
     Returns:
-        How many ranks were killed, and how many images were saved then; None, and nobody is killed, if the moment came too late.
+        How many ranks were killed, and how many images were saved then; None, with nobody killed, if it was too late.
     """
     before = saved(folder)  # by earlier runs
     if not wait_until(lambda: saved(folder) > before, process):
@@ -205,7 +218,7 @@ def disturbed(
 
 
 def undisturbed(model: str, folder: Path, num_images: int) -> tuple[list[dict[str, Any]], float]:
-    """What an evaluation on one rank measures, and the seconds that an image took it."""
+    """What an evaluation on one rank measures, and its seconds per image."""
     process = worker(model, folder, num_images)
     wait_until(lambda: saved(folder) > 0, process)
     first, start = saved(folder), time.monotonic()
@@ -217,7 +230,7 @@ def undisturbed(model: str, folder: Path, num_images: int) -> tuple[list[dict[st
 
 
 def all_rows(place: Path, args: argparse.Namespace, bar: Any) -> Iterator[dict[str, Any]]:
-    """A row an evaluation, until every model had its share of the kills."""
+    """One row per evaluation, until every model had its share of the kills."""
     draw = random.Random(args.seed)
     for number, model in enumerate(args.models):
         expected, seconds = undisturbed(model, place / model / "undisturbed", args.images)
@@ -232,21 +245,30 @@ def all_rows(place: Path, args: argparse.Namespace, bar: Any) -> Iterator[dict[s
             if struck:
                 victims, found = (", ".join(map(str, column)) for column in zip(*struck, strict=True))
                 row = {"model": model, "kills": len(struck), "runs": ", ".join(map(str, runs)), "victims": victims}
-                yield {**row, "saved": f"{found} of {args.images}", "difference": difference, "equal": difference <= TOLERANCE}
+                yield {
+                    **row,
+                    "saved": f"{found} of {args.images}",
+                    "difference": difference,
+                    "equal": difference <= TOLERANCE,
+                }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.faults", description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--models", nargs="+", default=BUNDLED, choices=BUNDLED, metavar="NAME", help="what is evaluated")
+    parser.add_argument(
+        "--models", nargs="+", default=BUNDLED, choices=BUNDLED, metavar="NAME", help="what is evaluated"
+    )
     parser.add_argument("--kills", type=int, default=20, help="over all models")
-    parser.add_argument("--images", type=int, default=200, help="images an evaluation")
+    parser.add_argument("--images", type=int, default=200, help="images per evaluation")
     parser.add_argument("--seed", type=int, default=1, help="of the moments, and of who is killed")
     parser.add_argument("--results", type=Path, default=Path("out/faults"), help="folder of the table")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.images <= BATCH:
-        parser.error(f"--images is {args.images}; more than {BATCH} are needed, some to be saved and some to be missing")
+        parser.error(
+            f"--images is {args.images}; more than {BATCH} are needed, some to be saved and some to be missing"
+        )
     if args.work:
         work(args.work, args.folder, args.images)
         return
@@ -254,19 +276,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = list(all_rows(Path(place), args, bar))
     kills = sum(row["kills"] for row in rows)
     right = sum(row["kills"] for row in rows if row["equal"])
-    text = (
-        "# Evaluations killed at random\n\n"
-        f"Written by `benchmarks/faults.py` on {describe_device(torch.device('cpu'))}, torch {versions()['torch']}: one to three ranks, "
-        "one of them or all killed at a random moment after the run had saved images and before all were saved, then started again. "
-        f"{right} of {kills} kills were in evaluations that end within {TOLERANCE:g} of the undisturbed numbers; an image lost or counted "
-        f"twice would change them.\n\n{table(rows, COLUMNS)}\n"
+    machine = f"{describe_device(torch.device('cpu'))}, torch {versions()['torch']}"
+    explanation = (
+        f"Written by `python -m benchmarks.faults` on {machine}. Evaluations ran on one to three ranks. One of them, "
+        "or all, were killed at a random moment after the run had saved some images and before it had saved all; then "
+        f"it was started again. {right} of {kills} kills were in evaluations that end within {TOLERANCE:g} of the "
+        "undisturbed scores; an image lost or counted twice would change them."
     )
+    text = f"# Evaluations killed at random\n\n{textwrap.fill(explanation, 120)}\n\n{table(rows, COLUMNS)}\n"
     with atomic_write(args.results / "faults.md") as beside:
         beside.write_text(text)
     print(text)
 
 
 if __name__ == "__main__":
-    from disa.cli import run
+    from disa.commands.exit import run
 
     run(main)

@@ -1,9 +1,9 @@
-"""Quality of a bundled model with and without diffusion step annealing, on 10,000 images a setting.
+"""Quality of a bundled model with and without diffusion step annealing, on 10,000 images per setting.
 
-The demo's three settings in both feature spaces, whether their differences are beyond the noise, how far real images are
-from real images, and, with fewer images, fixed counts from low to full and other samplers. Run from the repository's root; an
-interrupted run goes on where it stopped:
-`torchrun --standalone --nproc_per_node=2 -m benchmarks.quality --model mar_fashion --results benchmarks/results --pictures assets`.
+The demo's three settings in both feature spaces, whether their differences exceed the noise, how far real images are
+from real images, and, with fewer images, fixed counts from low to full and other solvers. Run from the repository's
+root; an interrupted run goes on where it stopped: `torchrun --standalone --nproc_per_node=2 -m benchmarks.quality
+--model mar_fashion --results benchmarks/results --pictures assets`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,21 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from disa import StepSchedule, distributed
-from disa.demo import COLUMNS, SETTINGS, everywhere, samplers_of, table_rows
-from disa.distributed import resolve_device
-from disa.evaluation import evaluate
-from disa.files import atomic_write, write_json
-from disa.flags import DTYPES, HelpFormatter
-from disa.generation import image_path
-from disa.metrics import Features, Images, Statistics, extract_features, frechet_distance, measure
-from disa.report import Column, Point, decimals, image_grid, percent, plot_quality, plot_step_schedules, table
-from disa.sampling import LabelSampler, Sampling
-from disa.spaces import BUNDLED_STATISTICS
-from disa.training.data import fashion_mnist
+from disa import StepSchedule
+from disa.commands.demo import COLUMNS, NAMES, bundled_recipes
+from disa.commands.flags import HelpFormatter
+from disa.data.fashion import fashion_mnist
+from disa.evaluation.metrics import Features, Images, Statistics, extract_features, frechet_distance, measure
+from disa.evaluation.results import Results, Scores
+from disa.evaluation.run import evaluate
+from disa.generation.images import image_grid, image_path
+from disa.runtime import distributed
+from disa.runtime.devices import DTYPES, resolve_device
+from disa.runtime.files import BUNDLED, atomic_write, write_json
+from disa.tables.measure import load
+from disa.tables.recipes import Recipe
+from disa.tables.report import Column, Point, column, decimals, percent, plot_quality, plot_step_schedules, table
+from disa.tables.show import Row
 
 SPACES = ("efficientnet-lite0", "fashion-classifier")
 FOLDS = 5
@@ -39,28 +42,36 @@ FOLDS = 5
 CURVES = {"mar_fashion": (3, 5, 20, 40), "flowar_fashion": (3, 4, 8, 10), "xar_fashion": (3, 4, 8, 10)}
 
 
-def curve(name: str) -> dict[str, Sampling]:
+def named(recipe: Recipe, name: str, **changes: Any) -> Recipe:
+    """The recipe called `name`, with another sampling."""
+    return dataclasses.replace(recipe, row=name, sampling=dataclasses.replace(recipe.sampling, **changes))
+
+
+def constant(count: int) -> StepSchedule:
+    """The same count at every AR step."""
+    return StepSchedule(count, count, "constant")
+
+
+def curve(disa: Recipe) -> list[Recipe]:
     """Fixed counts, in as many AR steps as with DiSA."""
-    disa = SETTINGS[name]["DiSA"]
-    return {f"{count} everywhere": dataclasses.replace(disa, schedule=everywhere(count)) for count in CURVES[name]}
+    return [named(disa, f"{count} everywhere", schedule=constant(count)) for count in CURVES[disa.model]]
 
 
-def variants(name: str) -> dict[str, Sampling]:
+def variants(disa: Recipe) -> list[Recipe]:
     """DiSA's setting with something else changed, too."""
-    disa = SETTINGS[name]["DiSA"]
-    upper, lower = disa.schedule.upper, disa.schedule.lower
-    if disa.num_iter is None:
+    upper, lower = disa.sampling.schedule.upper, disa.sampling.schedule.lower
+    if disa.sampling.num_iter is None:
         halved = StepSchedule((upper + 1) // 2, lower // 2)  # Heun's steps take two evaluations
-        other = "euler" if disa.sampler == "euler_maruyama" else "euler_maruyama"
-        return {
-            f"DiSA, heun {halved.upper} → {halved.lower}": dataclasses.replace(disa, sampler="heun", schedule=halved),
-            f"DiSA, {other}": dataclasses.replace(disa, sampler=other),
-        }
-    return {
+        other = "euler" if disa.sampling.sampler == "euler_maruyama" else "euler_maruyama"
+        return [
+            named(disa, f"DiSA, heun {halved.upper} → {halved.lower}", sampler="heun", schedule=halved),
+            named(disa, f"DiSA, {other}", sampler=other),
+        ]
+    return [
         # What the model can do: less noise than it was trained with costs variety and gains more in likeness.
-        "DiSA, temperature 0.9": dataclasses.replace(disa, temperature=0.9),
-        f"{upper} everywhere, not clipped (default)": dataclasses.replace(disa, sampler="default", schedule=everywhere(upper)),
-    }
+        named(disa, "DiSA, temperature 0.9", temperature=0.9),
+        named(disa, f"{upper} everywhere, not clipped (default)", sampler="default", schedule=constant(upper)),
+    ]
 
 
 def features_of(images: Images, kept: Path, extractor: str, device: torch.device) -> Features:
@@ -81,9 +92,15 @@ def part(features: Features, rows: slice) -> Features:
     return Features(features.features[rows], features.logits[rows], features.extractor)
 
 
-def scores(features: Features, labels: torch.Tensor, reference: Statistics) -> dict[str, Any]:
+def scores(features: Features, labels: torch.Tensor, reference: Statistics) -> Scores:
     metrics = ("fid", "accuracy") if features.extractor == "fashion-classifier" else ("fid",)
     return measure(features, metrics, reference=reference, labels=labels)
+
+
+def distance(features: Features, labels: torch.Tensor, reference: Statistics) -> float:
+    found = scores(features, labels, reference).fid
+    assert found is not None
+    return found
 
 
 def real_floor(extractor: str, folder: Path, device: torch.device) -> float:
@@ -99,7 +116,8 @@ def spread(all_features: Mapping[str, Features], labels: torch.Tensor, reference
     count = len(labels) // FOLDS
     folds = [slice(i * count, (i + 1) * count) for i in range(FOLDS)]
     distances = {
-        name: [scores(part(features, rows), labels[rows], reference)["fid"] for rows in folds] for name, features in all_features.items()
+        name: [distance(part(features, rows), labels[rows], reference) for rows in folds]
+        for name, features in all_features.items()
     }
     rows = []
     for name in all_features:
@@ -107,38 +125,66 @@ def spread(all_features: Mapping[str, Features], labels: torch.Tensor, reference
             continue
         differences = [other - disa for other, disa in zip(distances[name], distances["DiSA"], strict=True)]
         error = statistics.stdev(differences) / FOLDS**0.5
-        rows.append({"setting": f"{name} minus DiSA", "images": count, "difference": statistics.mean(differences), "error": error})
+        rows.append(
+            {
+                "setting": f"{name} minus DiSA",
+                "images": count,
+                "difference": statistics.mean(differences),
+                "error": error,
+            }
+        )
     return rows
 
 
 def ratios(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Costs and distances over those of the first of `rows`."""
-    keys = [key for key in ("head_evaluations", *SPACES) if rows[0].get(key) is not None]
+    keys = [key for key in ("nfe", *SPACES) if rows[0].get(key) is not None]
     return [{"setting": row["setting"], **{key: row[key] / rows[0][key] for key in keys}} for row in rows[1:]]
 
 
+def record(row: Row) -> dict[str, Any]:
+    """What the file of numbers has of a row."""
+    costs = {"ar_steps": len(row.recipe.nfe_per_step), "nfe": row.recipe.nfe, "seconds_per_image": row.seconds}
+    found = {space: row.scores(space).fid for space in SPACES if row.scores(space).fid is not None}
+    accuracy = row.scores("fashion-classifier").label_accuracy
+    return {
+        "setting": row.recipe.row,
+        **costs,
+        **found,
+        **({} if accuracy is None else {"label_accuracy": accuracy}),
+        **({} if row.speed_up is None else {"speed_up": row.speed_up}),
+    }
+
+
 # Times are benchmarks/speed.py's to measure, where settings take turns.
-SCORES = tuple(column for column in COLUMNS if column.key not in ("seconds_per_image", "speed_up"))
+SCORES: tuple[Column[Row, Any], ...] = (
+    Column("setting", lambda row: row.recipe.row),
+    *(one for one in COLUMNS if one.header not in ("setting", "seconds per image", "speed-up")),
+)
 RATIOS = (
-    Column("setting", "over without DiSA"),
-    Column("head_evaluations", "head evaluations", percent),
-    *(Column(space, f"Fréchet distance ({space})", decimals(3)) for space in SPACES),
+    column("setting", "over without DiSA"),
+    column("nfe", "NFE", percent),
+    *(column(space, f"Fréchet distance ({space})", decimals(3)) for space in SPACES),
 )
 DIFFERENCES = (
-    Column("setting", "Fréchet distance"),
-    Column("extractor", "features"),
-    Column("images", f"images in each of {FOLDS} folds"),
-    Column("difference", "difference", decimals(2)),
-    Column("error", "standard error", decimals(2)),
+    column("setting", "Fréchet distance"),
+    column("extractor", "features"),
+    column("images", f"images in each of {FOLDS} folds"),
+    column("difference", "difference", decimals(2)),
+    column("error", "standard error", decimals(2)),
 )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.quality", description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--model", default="mar_fashion", choices=SETTINGS, metavar="NAME", help=f"one of {', '.join(SETTINGS)}")
+    parser.add_argument(
+        "--model", default="mar_fashion", choices=CURVES, metavar="NAME", help=f"one of {', '.join(CURVES)}"
+    )
     parser.add_argument("--out", type=Path, default=Path("out/quality"), help="folder of the images")
     parser.add_argument("--num_images", type=int, default=10000, help="images of each of the demo's settings")
-    parser.add_argument("--curve_images", type=int, default=2000, help="images of the other settings; 0 leaves them out")
+    parser.add_argument(
+        "--curve_images", type=int, default=2000, help="images of the other settings; 0 leaves them out"
+    )
     parser.add_argument("--batch_size", type=int, default=50, help="images at a time on each rank")
     parser.add_argument("--features", nargs="+", default=SPACES, choices=SPACES, metavar="NAME", help="feature spaces")
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the networks")
@@ -156,23 +202,24 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run_all(args: argparse.Namespace, device: torch.device) -> None:
     """Generate, measure and write everything; every rank calls this."""
     spaces = args.features
-    references = {space: Statistics.load(BUNDLED_STATISTICS / f"fashion_test_{space}.npz") for space in spaces}
+    references = {space: Statistics.load(BUNDLED / f"fashion_test_{space}.npz") for space in spaces}
     few = min(args.curve_images, args.num_images)
-    shown = samplers_of(args.model, device, DTYPES[args.dtype])
-    disa = shown["DiSA"]
-    others = {**curve(args.model), **variants(args.model)} if few else {}
-    samplers = {**shown, **{name: LabelSampler(disa.model, disa.tokenizer, sampling, device) for name, sampling in others.items()}}
-    labels = disa.labels(range(args.num_images))
-    results, features = {}, {}
-    for name, sampler in samplers.items():
-        if distributed.is_main():
-            print(f"\n{args.model}, {name}", flush=True)
-        count = args.num_images if name in shown else few
-        folder = image_folder(args, sampler)
+    recipes = bundled_recipes()[args.model]
+    shown = {NAMES[one.row]: dataclasses.replace(one, row=NAMES[one.row]) for one in recipes}
+    others = [*curve(shown["DiSA"]), *variants(shown["DiSA"])] if few else []
+    asked = {**shown, **{one.row: one for one in others}}
+    make = load(recipes[0], device, DTYPES[args.dtype])
+    labels = make(shown["DiSA"]).labels(range(args.num_images))
+    assert labels is not None
+    results: dict[str, Results] = {}
+    features: dict[str, dict[str, Features]] = {}
+    for name, recipe in asked.items():
+        distributed.print_main(f"\n{args.model}, {name}")
+        count, folder = args.num_images if name in shown else few, image_folder(args, recipe)
         results[name] = evaluate(
-            sampler,
+            make(recipe),
             folder,
-            spaces=[],
+            specs=[],
             settings={"model": args.model, "dtype": args.dtype},
             num_images=count,
             batch_size=args.batch_size,
@@ -184,18 +231,18 @@ def run_all(args: argparse.Namespace, device: torch.device) -> None:
     if not distributed.is_main():
         return
 
-    def rows(names: Sequence[str], count: int) -> list[dict[str, Any]]:
-        measured = {
-            name: {
-                **results[name],
-                "metrics": [scores(part(features[name][space], slice(count)), labels[:count], references[space]) for space in spaces],
-            }
-            for name in names
-        }
-        return table_rows(samplers, measured)
+    def rows(names: Iterable[str], count: int) -> list[Row]:
+        """Rows with the scores of the first `count` images; speed-ups are over the first."""
+        found: list[Row] = []
+        for name in names:
+            parts = {space: part(features[name][space], slice(count)) for space in spaces}
+            metrics = tuple(scores(parts[space], labels[:count], references[space]) for space in spaces)
+            measured = dataclasses.replace(results[name], metrics=metrics)
+            found.append(Row(asked[name], measured, found[0].results if found else measured))
+        return found
 
-    main_rows = rows(list(shown), args.num_images)
-    all_rows = rows(list(samplers), few) if few else []
+    main_rows = rows(shown, args.num_images)
+    all_rows = rows(asked, few) if few else []
     differences = [
         {**row, "extractor": space}
         for space in spaces
@@ -204,30 +251,32 @@ def run_all(args: argparse.Namespace, device: torch.device) -> None:
     write_results(args, results["DiSA"], main_rows, all_rows, differences, floors)
     write_pictures(args, shown)
     if few:
-        write_quality_picture(args, all_rows, floors)
+        write_quality_picture(args, all_rows, floors, list(shown), [one.row for one in curve(shown["DiSA"])])
 
 
-def image_folder(args: argparse.Namespace, sampler: LabelSampler) -> Path:
+def image_folder(args: argparse.Namespace, recipe: Recipe) -> Path:
     """Where the images of a setting lie."""
-    return args.out / args.model / sampler.sampling.name()
+    return Path(args.out, args.model, recipe.sampling.name())
 
 
 def write_results(
     args: argparse.Namespace,
-    result: Mapping[str, Any],
-    main_rows: list[dict[str, Any]],
-    all_rows: list[dict[str, Any]],
+    result: Results,
+    main_rows: list[Row],
+    all_rows: list[Row],
     differences: list[dict[str, Any]],
     floors: Mapping[str, float],
 ) -> None:
     """`quality_<model>.md`, and the numbers unrounded in `quality_<model>.json`; `result` is that of any setting."""
+    shares = ratios([record(row) for row in main_rows])
     real = [f"- {space}: {floor:.2f} between halves of the test images, 5,000 each" for space, floor in floors.items()]
     parts = [
-        f"Written by `benchmarks/quality.py --model {args.model}` on {result['device']}, {result['ranks']} ranks, {args.dtype}, "
-        f"torch {result['versions']['torch']}. Fréchet distances are to the 10,000 test images of Fashion-MNIST; lower is better.",
+        f"Written by `benchmarks/quality.py --model {args.model}` on {result.device}, {result.ranks} ranks, "
+        f"{args.dtype}, torch {result.versions['torch']}. Fréchet distances are to the 10,000 test images of "
+        "Fashion-MNIST; lower is better.",
         f"## {args.num_images:,} images, the same image seeds",
         table(main_rows, SCORES),
-        table(ratios(main_rows), RATIOS),
+        table(shares, RATIOS),
         "## Beyond the noise?",
         table(differences, DIFFERENCES),
         "## Real images against real images",
@@ -244,38 +293,56 @@ def write_results(
     args.results.mkdir(parents=True, exist_ok=True)
     with atomic_write(args.results / f"quality_{args.model}.md") as beside:
         beside.write_text(f"# Quality of {args.model} with and without DiSA\n\n{text}\n")
-    numbers = {"main": main_rows, "ratios": ratios(main_rows), "others": all_rows, "differences": differences, "real": floors}
-    machine = {key: result[key] for key in ("device", "ranks", "versions")}
+    numbers = {
+        "main": [record(row) for row in main_rows],
+        "ratios": shares,
+        "others": [record(row) for row in all_rows],
+        "differences": differences,
+        "real": floors,
+    }
+    machine = {"device": result.device, "ranks": result.ranks, "versions": result.versions}
     write_json(args.results / f"quality_{args.model}.json", {**numbers, **machine, "dtype": args.dtype})
     print(text)
 
 
-def write_pictures(args: argparse.Namespace, samplers: Mapping[str, LabelSampler]) -> None:
+def write_pictures(args: argparse.Namespace, recipes: Mapping[str, Recipe]) -> None:
     """The step schedules, and samples of each setting side by side."""
     args.pictures.mkdir(parents=True, exist_ok=True)
-    figure = plot_step_schedules({name: sampler.step_counts for name, sampler in samplers.items()})
+    figure = plot_step_schedules({name: recipe.nfe_per_step for name, recipe in recipes.items()})
     with atomic_write(args.pictures / f"{args.model}_step_schedules.png") as beside:
         figure.savefig(beside, dpi=160)
     columns, lines = 10, 6
     figure = Figure(figsize=(13, 3.1), layout="constrained")
-    for axes, (name, sampler) in zip(figure.subplots(1, len(samplers)), samplers.items(), strict=True):
-        paths = [image_path(image_folder(args, sampler) / "images", image_id) for image_id in range(columns * lines)]
-        axes.imshow(image_grid(torch.stack([torch.from_numpy(np.array(Image.open(path))) for path in paths]), columns=columns))
-        axes.set_title(f"{name}: {sampler.head_evaluations:,} head evaluations an image", fontsize=11)
+    for axes, (name, recipe) in zip(figure.subplots(1, len(recipes)), recipes.items(), strict=True):
+        count = min(columns * lines, args.num_images)
+        paths = [image_path(image_folder(args, recipe) / "images", image_id) for image_id in range(count)]
+        images = torch.stack([torch.from_numpy(np.array(Image.open(path))) for path in paths])
+        axes.imshow(image_grid(images, columns=columns))
+        axes.set_title(f"{name}: NFE {recipe.nfe:,}", fontsize=11)
         axes.set_axis_off()
     with atomic_write(args.pictures / f"{args.model}_samples.png") as beside:
         figure.savefig(beside, dpi=160)
 
 
-def write_quality_picture(args: argparse.Namespace, rows: Sequence[Mapping[str, Any]], floors: Mapping[str, float]) -> None:
-    """Fréchet distance, in the last of the feature spaces, of the demo's settings and of fixed counts against evaluations of the head."""
+def write_quality_picture(
+    args: argparse.Namespace,
+    rows: Sequence[Row],
+    floors: Mapping[str, float],
+    shown: Sequence[str],
+    fixed: Sequence[str],
+) -> None:
+    """Fréchet distance in the last feature space against NFE, of the settings `shown` and of `fixed` counts."""
     space = args.features[-1]
-    points = {row["setting"]: Point(row["setting"], row["head_evaluations"], row[space]) for row in rows}
+    points = {
+        row.recipe.row: Point(row.recipe.row, row.recipe.nfe, fid)
+        for row in rows
+        if (fid := row.scores(space).fid) is not None
+    }
     figure = plot_quality(
-        [points[name] for name in SETTINGS[args.model]],
-        "head evaluations an image",
+        [points[name] for name in shown],
+        "NFE",
         "Fréchet distance",
-        curve=[points[name] for name in curve(args.model)],
+        curve=[points[name] for name in fixed],
         floor=floors[space],
     )
     with atomic_write(args.pictures / f"{args.model}_quality.png") as beside:
@@ -283,7 +350,7 @@ def write_quality_picture(args: argparse.Namespace, rows: Sequence[Mapping[str, 
 
 
 if __name__ == "__main__":
-    from disa.cli import run
+    from disa.commands.exit import run
 
-    torch.set_num_threads(1)  # a rank a core
+    torch.set_num_threads(1)  # one core per rank
     run(main)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -49,3 +50,23 @@ class Guidance:
 def combine(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     """`unconditional + scale · (conditional - unconditional)`."""
     return torch.lerp(unconditional, conditional, scale)
+
+
+def guided_velocity(
+    velocity: Callable[[Tensor, float], Tensor], scale: float, max_time: float, dtype: torch.dtype
+) -> Callable[[Tensor, float], Tensor]:
+    """Guide a velocity field by `scale` at flow times up to `max_time`; elsewhere its conditional branch alone counts.
+
+    Args:
+        velocity: (x, t) -> v, for x [2B, T, C] of both branches, conditional first, or [B, T, C] of one.
+        dtype: of the x that `velocity` takes.
+    """
+
+    def guided(x: Tensor, t: float) -> Tensor:
+        x = x.to(dtype)
+        if scale == 1 or t > max_time:
+            return velocity(x, t)
+        conditional, unconditional = velocity(torch.cat([x, x]), t).float().chunk(2)
+        return combine(conditional, unconditional, scale)
+
+    return guided

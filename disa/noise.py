@@ -1,6 +1,6 @@
-"""Randomness: one stream an image, so that an image depends on its seed and settings alone.
+"""Randomness: an image depends on its seed and settings alone.
 
-A noise source is any object with `normal` and `orders` as below; the models ask nothing else of it.
+A noise source is any object with `normal` and `orders`; the models ask nothing else of it.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ class NoiseSource(Protocol):
         """Standard normal noise of one AR step: float32 [draws, B, tokens, channels]."""
 
     def orders(self, length: int) -> Tensor:
-        """A permutation of 0..length-1 an image: int64 [B, length]."""
+        """A permutation of 0..length-1 per image: int64 [B, length]."""
 
 
 class ImageNoise:
-    """Noise from one counter-based stream per image seed.
+    """Noise from counter-based streams, one per image seed and AR step.
 
-    Each (seed, AR step) is the key of its own Philox generator (Salmon et al. 2011), so that what an image gets
-    depends neither on its batch, nor on its rank, nor on what was drawn before; and a larger number of draws begins with
-    the same values, so that two step schedules start from the same noise.
+    Each (seed, AR step) is the key of a Philox generator (Salmon et al. 2011): what an image gets depends neither on
+    its batch, its rank, nor earlier draws. A larger number of draws begins with the same values, so that two step
+    schedules start from the same noise.
 
     Args:
-        seeds: one integer in [0, 2^64) an image.
+        seeds: one integer in [0, 2^64) per image.
         device: where the noise is used.
 
     Raises:
@@ -55,5 +55,7 @@ class ImageNoise:
         return torch.from_numpy(noise).to(self.device).transpose(0, 1)
 
     def orders(self, length: int) -> Tensor:
-        """A random permutation of 0..length-1 an image: int64 [B, length]."""
-        return torch.from_numpy(np.stack([self._stream(seed, 0).permutation(length) for seed in self.seeds])).to(self.device)
+        """A random permutation of 0..length-1 per image: int64 [B, length]."""
+        return torch.from_numpy(np.stack([self._stream(seed, 0).permutation(length) for seed in self.seeds])).to(
+            self.device
+        )

@@ -16,7 +16,7 @@ STRATEGIES: dict[str, Callable[[int, int], float]] = {
     "linear": lambda s, u: (u - s) / u,
     "cosine": lambda s, u: (math.cos(math.pi * s / u) + 1) / 2,
     "two-stage": lambda s, u: float(s < u / 2),
-    "constant": lambda s, u: 0.0,
+    "constant": lambda *_: 0.0,
 }
 
 
@@ -47,9 +47,14 @@ class StepSchedule:
         if self.lower < 1:
             raise ValueError(f"StepSchedule.lower is {self.lower}; at least 1 diffusion step is needed")
         if self.upper < self.lower:
-            raise ValueError(f"StepSchedule.upper is {self.upper}, below lower = {self.lower}; upper must be at least lower")
+            raise ValueError(
+                f"StepSchedule.upper is {self.upper}, below lower = {self.lower}; upper must be at least lower"
+            )
         if not callable(self.strategy) and self.strategy not in STRATEGIES:
-            raise ValueError(f"StepSchedule.strategy is {self.strategy!r}; allowed are {', '.join(STRATEGIES)}, or a function of progress")
+            raise ValueError(
+                f"StepSchedule.strategy is {self.strategy!r}; allowed are {', '.join(STRATEGIES)}, "
+                "or a function of progress"
+            )
 
     def steps(self, ar_step: int, ar_steps: int) -> int:
         """The nominal number of diffusion steps at AR step `ar_step` of `ar_steps` (counted from 0).
@@ -68,7 +73,9 @@ class StepSchedule:
             progress = step / last if last else 0.0
             weight = float(self.strategy(progress))
             if not 0 <= weight <= 1:
-                raise ValueError(f"StepSchedule.strategy gave {weight} at progress {progress:g}; a weight in [0, 1] is needed")
+                raise ValueError(
+                    f"StepSchedule.strategy gave {weight} at progress {progress:g}; a weight in [0, 1] is needed"
+                )
             return weight
         if last == 0:
             return float(self.strategy != "constant")

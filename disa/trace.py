@@ -12,9 +12,9 @@ class StepTrace:
     Attributes:
         step: the AR step, from 0.
         tokens: tokens sampled for each image.
-        diffusion_steps: nominal count from the step schedule.
-        evaluations: evaluations of the diffusion or flow network: not always `diffusion_steps`, for samplers merge timesteps
-            (DiSA), take two evaluations a step (Heun), and FlowAR's grid of times drops odd ones.
+        diffusion_steps: nominal number from the step schedule.
+        evaluations: evaluations of the network (NFE). They differ from `diffusion_steps` where timesteps are merged
+            (DiSA), a step takes two (Heun), or FlowAR's times drop one.
         seconds: wall-clock time of the AR step (on a GPU, of launching it).
     """
 

@@ -1,9 +1,11 @@
 #!/bin/bash
-# A 50,000-image evaluation of MAR-H on two nodes of eight GPUs, under SLURM: `sbatch docs/evaluate_2x8.sh` from the repository's root.
+# A 50,000-image evaluation of MAR-H on two nodes with eight GPUs each, under SLURM. Submit it from the root of the
+# repository: `sbatch docs/evaluate_2x8.sh`.
 #
-# One torchrun a node. Ranks take blocks of images from a common queue, and save what they counted every two minutes in the output
-# folder, which must lie on a file system that both nodes see and that has locks. A rank that dies is started again with all others
-# (three times at most) and its blocks are done by whoever asks first. Out of time, submit the same file again: it goes on.
+# There is one torchrun per node. Ranks take blocks of images from one queue, and save their sums every two minutes in
+# the output folder. It must be on a file system that both nodes see and that supports locks. If a rank dies, all ranks
+# are restarted (three times at most), and its blocks go to the ranks that ask first. When the time limit is reached,
+# submit the same file again: the evaluation continues.
 #SBATCH --job-name=mar_huge
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -15,12 +17,14 @@
 set -euo pipefail
 first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export OMP_NUM_THREADS=8
-# A node that starts its ranks again because the other one did does not count it as a restart, and in the store that torchrun shares with
-# its ranks (seen with torch 2.14) they would look each other up under different names. This gives ranks a store of their own.
+# A node that restarts its ranks because the other node did does not count it as a restart. In the store that torchrun
+# shares with its ranks, the two nodes would then use different names (seen with torch 2.14). This gives the ranks a
+# store of their own.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
 cd MAR_DiSA
-# Since SLURM 22.05 srun does not inherit the cores of a task from sbatch, and without them a node's eight ranks can end up on one core.
+# Since SLURM 22.05 srun does not inherit the cores of a task from sbatch. Without them the eight ranks of a node can
+# end up on one core.
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" ../.venv/bin/torchrun \
   --nnodes=2 --nproc_per_node=8 --max-restarts=3 \
   --rdzv_backend=c10d --rdzv_endpoint="$first_node:29500" --rdzv_id="$SLURM_JOB_ID" \

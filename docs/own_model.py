@@ -1,16 +1,17 @@
 """Diffusion step annealing in a model that is not ours: the lines between the marks are all it takes.
 
-The model is a toy whose answer is known. Each token [B, 1, C] refines the one before, x[i] = x[i-1] + spread(i) · normal, with
-less and less left to refine; the backbone is that mean, the head the exact denoiser of that Gaussian. Run: `python docs/own_model.py`.
+The model is a toy whose answer is known. Each token [B, 1, C] refines the one before,
+x[i] = x[i-1] + spread(i) · normal, with less and less left to refine. The backbone is that mean, the head the exact
+denoiser of that Gaussian.
+Run: `python docs/own_model.py`.
 """
 
 import math
 
 import torch
 
-from disa import ImageNoise, StepSchedule
-from disa.diffusion import SAMPLERS
-from disa.diffusion.process import GaussianProcess
+from disa import Annealing, ImageNoise, StepSchedule
+from disa.diffusion import SOLVERS, GaussianProcess
 
 CHANNELS, AR_STEPS = 4, 32
 ALPHA_BAR = GaussianProcess().alpha_bar
@@ -39,13 +40,11 @@ def head(x: torch.Tensor, t: float, z: tuple[torch.Tensor, float]) -> tuple[torc
 def generate(seeds: list[int], schedule: StepSchedule) -> torch.Tensor:
     """Sequences [B, AR_STEPS, C], one a seed."""
     # --- from here
-    sampler, noise = SAMPLERS["DiSA"], ImageNoise(seeds)
+    anneal = Annealing(schedule, SOLVERS["DiSA"], AR_STEPS, ImageNoise(seeds))
     tokens = torch.zeros(len(seeds), 1, CHANNELS)
     for step in range(AR_STEPS):
         z = backbone(tokens)
-        timesteps = sampler.timesteps(schedule.steps(step, AR_STEPS))  # many at first, few at last
-        draws = noise.normal(step, sampler.draws(len(timesteps)), 1, CHANNELS)  # [draws, B, 1, C]
-        new = sampler.solve(lambda x, t, z=z: head(x, t, z), draws, timesteps)
+        new = anneal(step, lambda x, t, z=z: head(x, t, z), tokens=1, channels=CHANNELS)
         tokens = torch.cat([tokens, new], dim=1)
     # --- to here
     return tokens[:, 1:]
@@ -61,7 +60,9 @@ def main() -> None:
     }.items():
         evaluations = 0
         last = generate(list(range(2000)), schedule)[:, -1]
-        print(f"{name:13}: {evaluations:4} evaluations of the head; standard deviation of the last token {last.std():.3f}")
+        print(
+            f"{name:13}: {evaluations:4} evaluations of the head; standard deviation of the last token {last.std():.3f}"
+        )
     print(f"exact: {math.sqrt(sum(spread(step) ** 2 for step in range(AR_STEPS))):.3f}")
 
 

@@ -1,4 +1,4 @@
-"""What several test files share: the reference outputs, a replayed noise source, and tiny models with reference weights."""
+"""Shared by several test files: reference outputs, a replayed noise source, tiny models with reference weights."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ def load_json(name: str):
 def fill(model):
     """`model` with the weights of the reference outputs, in eval mode."""
     model.load_state_dict(
-        {name: torch.from_numpy(np.asarray(parity_tensor(name, tuple(value.shape)))) for name, value in model.state_dict().items()}
+        {
+            name: torch.from_numpy(np.asarray(parity_tensor(name, tuple(value.shape))))
+            for name, value in model.state_dict().items()
+        }
     )
     return model.eval()
 
@@ -76,7 +79,8 @@ class ReplayedNoise:
 
     def normal(self, ar_step: int, draws: int, tokens: int, channels: int) -> Tensor:
         noise = self.recorded[f"noise_{ar_step}"]
-        assert noise.shape[0] == draws and noise.shape[2:] == (tokens, channels)
+        assert noise.shape[0] == draws
+        assert noise.shape[2:] == (tokens, channels)
         return noise
 
     def orders(self, length: int) -> Tensor:

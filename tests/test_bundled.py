@@ -3,33 +3,33 @@
 import pytest
 import torch
 
-from benchmarks import harmon as harmon_benchmark
-from disa.checkpoints import BUNDLED_WEIGHTS, load_model
-from disa.demo import SETTINGS, samplers_of
-from disa.features import load_classifier
-from disa.generation import to_uint8
-from disa.sampling import PromptSampler
-from disa.training.captions import brightness, grammar_prompts
-from disa.training.data import FASHION_CLASSES, to_signed
+from disa.data.captions import brightness, grammar_prompts
+from disa.data.fashion import FASHION_CLASSES
+from disa.data.transforms import to_signed, to_uint8
+from disa.evaluation.extractors import load_classifier
+from disa.generation.generators import LabelGenerator, PromptGenerator
+from disa.models import MODELS
+from disa.models.vae import SpaceToDepth
+from disa.runtime.files import BUNDLED
+from disa.tables.recipes import bundled_settings
+from disa.weights.load import load_model
 from tests.conftest import load_reference
 
-models = pytest.mark.parametrize("name", SETTINGS)
+MODEL_NAMES = [name for name, spec in MODELS.items() if spec.bundled]
 
 
-@pytest.mark.parametrize("name", [*SETTINGS, "harmon_fashion"])
+@pytest.mark.parametrize("name", MODEL_NAMES)
 def test_weights_are_small_and_have_a_card(name):
-    assert (BUNDLED_WEIGHTS / f"{name}.safetensors").stat().st_size <= 8_000_000
-    assert (BUNDLED_WEIGHTS / f"{name}.md").read_text().startswith(f"# {name}\n")
+    assert (BUNDLED / f"{name}.safetensors").stat().st_size <= 8_000_000
+    assert (BUNDLED / f"{name}.md").read_text().startswith(f"# {name}\n")
 
 
-@models
+@pytest.mark.parametrize("name", [name for name in MODEL_NAMES if name != "harmon_fashion"])
 def test_images_show_what_is_asked_for(name):
-    sampler, ids = samplers_of(name, torch.device("cpu"))["DiSA"], range(60)
-    images = to_uint8(sampler(ids))
-    with torch.no_grad():
-        _, logits = load_classifier()(images / 127.5 - 1)
+    sampling, ids = bundled_settings(name)["disa"], range(60)
+    generator = LabelGenerator(load_model(name), SpaceToDepth(), sampling, torch.device("cpu"))
     # At least 85 % of many images; of 60 only a broken model shows fewer than this.
-    assert (logits.argmax(1) == sampler.labels(ids)).float().mean() >= 0.75
+    assert (classes_seen(generator(ids)) == generator.labels(ids)).float().mean() >= 0.75
 
 
 def classes_seen(images):
@@ -43,17 +43,22 @@ def harmon():
     return load_model("harmon_fashion")
 
 
-def test_harmon_draws_what_its_prompts_say(harmon):
+def generator_of(harmon, prompts):
+    return PromptGenerator(
+        harmon, prompts, bundled_settings("harmon_fashion")["disa"], torch.device("cpu"), image_shape=(8, 8)
+    )
+
+
+def test_harmon_shows_what_its_prompts_say(harmon):
     prompts, classes = grammar_prompts(40)
-    sampler = PromptSampler(harmon, prompts, harmon_benchmark.SETTINGS["DiSA"], torch.device("cpu"), image_shape=(8, 8))
     # More than nine of ten among 1,000; chance is one of ten.
-    assert (classes_seen(sampler(range(40))) == classes).float().mean() >= 0.75
+    assert (classes_seen(generator_of(harmon, prompts)(range(40))) == classes).float().mean() >= 0.75
 
 
-def test_harmon_draws_bright_and_dark(harmon):
-    prompts = [f"a {light} {name}" for name in ("pullover", "coat", "bag", "ankle boot") for light in ("dark", "bright")]
-    sampler = PromptSampler(harmon, prompts, harmon_benchmark.SETTINGS["DiSA"], torch.device("cpu"), image_shape=(8, 8))
-    dark, bright = brightness(to_uint8(sampler(range(8)))[:, 0]).view(4, 2).unbind(1)
+def test_harmon_shows_bright_and_dark(harmon):
+    names = ("pullover", "coat", "bag", "ankle boot")
+    prompts = [f"a {light} {name}" for name in names for light in ("dark", "bright")]
+    dark, bright = brightness(to_uint8(generator_of(harmon, prompts)(range(8)))[:, 0]).view(4, 2).unbind(1)
     assert (bright - dark).mean() > 20
 
 
@@ -62,8 +67,16 @@ def test_harmon_names_what_it_sees(harmon):
     latents = harmon.vae.encode(to_signed(fashion["images"])[:, None])
     question = torch.tensor([harmon.text.question("What is this?", harmon.image_tokens((8, 8)))]).expand(60, -1)
     answers = harmon.answer(
-        latents, question, harmon.text.image_token, max_new_tokens=8, do_sample=False, eos_token_id=harmon.text.end_token
+        latents,
+        question,
+        harmon.text.image_token,
+        max_new_tokens=8,
+        do_sample=False,
+        eos_token_id=harmon.text.end_token,
     )
     said = [harmon.text.decode(answer) for answer in answers]
-    right = [text.endswith(f" {FASHION_CLASSES[label]}") for text, label in zip(said, fashion["labels"].tolist(), strict=True)]
+    right = [
+        text.endswith(f" {FASHION_CLASSES[label]}")
+        for text, label in zip(said, fashion["labels"].tolist(), strict=True)
+    ]
     assert sum(right) >= 0.65 * 60

@@ -10,7 +10,8 @@ from disa.guidance import combine
 def test_scale_by_progress():
     assert [Guidance(3.0, "linear").at(p) for p in (0, 0.5, 1)] == [1, 2, 3]
     assert [Guidance(3.0, "constant").at(p) for p in (0, 0.5, 1)] == [3, 3, 3]
-    assert not Guidance(1.0).active and Guidance(0.5).active
+    assert not Guidance(1.0).active
+    assert Guidance(0.5).active
 
 
 def test_combine():

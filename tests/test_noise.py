@@ -1,5 +1,6 @@
-"""One stream an image: independence of batch, order and count, and the right distribution."""
+"""One stream per image: independence of batch, order and count, and the right distribution."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,15 +26,32 @@ def test_more_draws_begin_with_the_same_values():
     assert torch.equal(noise.normal(0, 50, 4, 16)[:6], noise.normal(0, 6, 4, 16))
 
 
+def test_orders_and_ar_steps_have_streams_of_their_own():
+    """Orders come from stream 0 of a seed, the noise of AR step s from stream 1 + s."""
+
+    def stream(number):
+        return np.random.Generator(np.random.Philox(key=np.array([7, number], np.uint64)))
+
+    noise = ImageNoise([7])
+    assert noise.orders(16)[0].tolist() == stream(0).permutation(16).tolist()
+    for step in range(3):
+        expected = stream(1 + step).standard_normal((2, 3, 4), dtype=np.float32)
+        assert np.array_equal(noise.normal(step, 2, 3, 4)[:, 0].numpy(), expected)
+
+
 def test_shapes_and_distribution():
     noise = ImageNoise(range(64))
     values = noise.normal(0, 20, 8, 16)
-    assert values.shape == (20, 64, 8, 16) and values.dtype == torch.float32
-    assert abs(values.mean().item()) < 0.01 and abs(values.std().item() - 1) < 0.01
+    assert values.shape == (20, 64, 8, 16)
+    assert values.dtype == torch.float32
+    assert abs(values.mean().item()) < 0.01
+    assert abs(values.std().item() - 1) < 0.01
     # neighbouring seeds and AR steps are as good as unrelated
     flat = values.transpose(0, 1).flatten(1)
     assert torch.corrcoef(flat).fill_diagonal_(0).abs().max() < 0.12
-    assert abs(torch.corrcoef(torch.stack([flat[0], noise.normal(1, 20, 8, 16).transpose(0, 1)[0].flatten()]))[0, 1]) < 0.1
+    assert (
+        abs(torch.corrcoef(torch.stack([flat[0], noise.normal(1, 20, 8, 16).transpose(0, 1)[0].flatten()]))[0, 1]) < 0.1
+    )
     orders = noise.orders(64)
     assert torch.equal(orders.sort(dim=1).values, torch.arange(64).expand(64, -1))
     assert abs(orders[:, 0].float().mean().item() - 31.5) < 8

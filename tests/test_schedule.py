@@ -21,6 +21,15 @@ def test_callable_strategy_is_asked_for_a_weight_at_each_progress():
     assert asked == [0, 0.25, 0.5, 0.75, 1]
 
 
+@pytest.mark.parametrize(
+    ("ar_steps", "expected"), [(2, [50, 5]), (3, [50, 5, 5]), (4, [50, 50, 5, 5]), (5, [50, 50, 5, 5, 5])]
+)
+def test_two_stage_changes_half_way(ar_steps, expected):
+    """The middle one of an odd number of AR steps belongs to the second half."""
+    schedule = StepSchedule(50, 5, "two-stage")
+    assert [schedule.steps(step, ar_steps) for step in range(ar_steps)] == expected
+
+
 @pytest.mark.parametrize(("strategy", "expected"), [("linear", 50), ("cosine", 50), ("two-stage", 50), ("constant", 5)])
 def test_single_ar_step(strategy, expected):
     assert StepSchedule(50, 5, strategy).steps(0, 1) == expected
@@ -45,4 +54,4 @@ def test_impossible_steps_are_refused():
     with pytest.raises(ValueError, match="ar_step is 4"):
         StepSchedule().steps(4, 4)
     with pytest.raises(ValueError, match="weight in"):
-        StepSchedule(50, 5, lambda progress: 2.0).steps(0, 4)
+        StepSchedule(50, 5, lambda _: 2.0).steps(0, 4)

@@ -1,4 +1,4 @@
-"""Draw many prompts, alone or on many GPUs, resumable at any moment. See README.md in the folder above."""
+"""Generate images of many prompts, alone or on many GPUs, resumable at any time. See README.md in the folder above."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from disa import distributed
-from disa.cli import run
-from disa.distributed import resolve_device
-from disa.files import atomic_write
-from disa.generation import generate_images, is_whole, save_image, tile
-from disa.prompted import add_drawing_flags, describe, get_sampler, load, parse, parser
+from disa.commands.exit import run
+from disa.commands.harmon import add_image_flags, get_generator, get_settings, load, parse, parser
+from disa.data.transforms import tile
+from disa.generation.images import generate_images, is_whole, save_image
+from disa.runtime import distributed
+from disa.runtime.devices import resolve_device
+from disa.runtime.files import atomic_write
 
 
 def get_parser() -> argparse.ArgumentParser:
     result = parser(__doc__.splitlines()[0])
-    result.add_argument(
-        "--data", default="path/to/xxx.json", help="JSON list of prompts, or of objects with a prompt; or JSON lines of either"
-    )
-    result.add_argument("--output", default="output", help="folder; started again with the same settings, a run goes on in it")
-    result.add_argument(
-        "--layout", default="flat", choices=("flat", "geneval"), help="a file a prompt, or the folders that GenEval's scorer reads"
-    )
-    add_drawing_flags(result)
+    text = "JSON list of prompts, or of objects with a prompt; or JSON lines of either"
+    result.add_argument("--data", default="path/to/xxx.json", help=text)
+    text = "folder; started again with the same settings, a run goes on in it"
+    result.add_argument("--output", default="output", help=text)
+    text = "one file per prompt, or the folders that GenEval's scorer reads"
+    result.add_argument("--layout", default="flat", choices=("flat", "geneval"), help=text)
+    add_image_flags(result)
     return result
 
 
 def read_entries(path: Path) -> list[dict[str, Any]]:
-    """The objects in a file of prompts, each with its `prompt`.
+    """Read the objects in a file of prompts, each with its `prompt`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -45,15 +45,17 @@ def read_entries(path: Path) -> list[dict[str, Any]]:
         raise FileNotFoundError(f"there is no --data {path}")
     try:
         text = path.read_text(encoding="utf-8")
-        found = [json.loads(line) for line in text.split("\n") if line.strip()] if path.suffix == ".jsonl" else json.loads(text)
+        lines = [line for line in text.split("\n") if line.strip()]
+        found = list(map(json.loads, lines)) if path.suffix == ".jsonl" else json.loads(text)
     except ValueError as error:
         raise ValueError(f"--data {path} cannot be read as JSON ({error})") from error
-    entries = [{"prompt": entry} if isinstance(entry, str) else entry for entry in found] if isinstance(found, list) else []
-    if not entries:
+    if not isinstance(found, list) or not found:
         raise ValueError(f"--data {path} holds no list of prompts")
+    entries = [{"prompt": entry} if isinstance(entry, str) else entry for entry in found]
     for i, entry in enumerate(entries):
         if not (isinstance(entry, dict) and isinstance(entry.get("prompt"), str)):
-            raise ValueError(f"entry {i} of --data {path} is {str(entry)[:60]}; a string is needed, or an object with a prompt")
+            needed = "a string is needed, or an object with a prompt"
+            raise ValueError(f"entry {i} of --data {path} is {str(entry)[:60]}; {needed}")
     return entries
 
 
@@ -63,7 +65,7 @@ def sample_path(folder: Path, prompt: int, number: int) -> Path:
 
 
 def add_summary(folder: Path, prompt: int, entry: dict[str, Any], samples: int) -> None:
-    """What GenEval wants in a prompt's folder besides its samples."""
+    """Write what GenEval wants in a prompt's folder besides its samples."""
     with atomic_write(folder / f"{prompt:05d}" / "metadata.jsonl") as beside:
         beside.write_text(json.dumps(entry) + "\n")
     grid = folder / f"{prompt:05d}" / "grid.png"
@@ -78,25 +80,26 @@ def main() -> None:
     device = resolve_device(args.device)
     distributed.setup(device)
     model = load(args, config, device)
-    sampler = get_sampler(args, model, [entry["prompt"] for entry in entries], device)
-    settings = {**describe(args, config, model), "grid_size": args.grid_size}
-    record = {**settings, "layout": args.layout, "prompts": hashlib.sha256(json.dumps(sampler.prompts).encode()).hexdigest()[:12]}
+    generator = get_generator(args, model, [entry["prompt"] for entry in entries], device)
+    settings = {**get_settings(args, config, model), "grid_size": args.grid_size}
+    digest = hashlib.sha256(json.dumps(generator.prompts).encode()).hexdigest()[:12]
+    record = {**settings, "layout": args.layout, "prompts": digest}
 
     def grids(prompts: Sequence[int]) -> torch.Tensor:
-        """The images of whole prompts, side by side."""
+        """Generate the images of whole prompts, side by side."""
         ids = [prompt * samples + number for prompt in prompts for number in range(samples)]
-        images = torch.cat([sampler(ids[i : i + args.batch_size]) for i in range(0, len(ids), args.batch_size)])
+        images = torch.cat([generator(ids[i : i + args.batch_size]) for i in range(0, len(ids), args.batch_size)])
         return torch.stack([tile(images) for images in images.split(samples)])
 
     if args.layout == "geneval":
         generate_images(
-            sampler,
+            generator,
             folder,
             num_images=len(entries) * samples,
             batch_size=args.batch_size,
             settings=record,
             path=lambda folder, image: sample_path(folder, *divmod(image, samples)),
-            metadata=lambda image: {"prompt": sampler.prompts[image // samples], "image": image, **settings},
+            metadata=lambda image: {"prompt": generator.prompts[image // samples], "image": image, **settings},
         )
         for prompt in range(len(entries))[distributed.rank() :: distributed.world_size()]:
             add_summary(folder, prompt, entries[prompt], samples)
@@ -107,11 +110,10 @@ def main() -> None:
             num_images=len(entries),
             batch_size=max(args.batch_size // samples, 1),
             settings=record,
-            metadata=lambda prompt: {"prompt": sampler.prompts[prompt], "image": prompt * samples, **settings},
+            metadata=lambda prompt: {"prompt": generator.prompts[prompt], "image": prompt * samples, **settings},
         )
     distributed.barrier()
-    if distributed.is_main():
-        print(f"{len(entries)} prompts are drawn in {folder}")
+    distributed.print_main(f"the images of {len(entries)} prompts are in {folder}")
     distributed.shutdown()
 
 

@@ -6,39 +6,42 @@ import argparse
 
 import torch
 
-from disa.cli import run
-from disa.distributed import resolve_device
-from disa.prompted import fit_image, image_shape, load, parse, parser
-from disa.transforms import open_image
+from disa.commands.exit import run
+from disa.commands.flags import value
+from disa.commands.harmon import fit_image, load, parse, parser
+from disa.data.transforms import open_image
+from disa.generation.generators import image_shape
+from disa.runtime.devices import resolve_device
 
 
 def get_parser() -> argparse.ArgumentParser:
     result = parser(__doc__.splitlines()[0])
-    result.add_argument("--image", default="data/view.jpg", help="file of the image; README.md says how it is fitted to --image_size")
-    result.add_argument("--prompt", default="Describe the image in detail.", help="the question")
-    result.add_argument("--max_new_tokens", default=512, type=int, help="longest answer")
+    value(result, "--image", "data/view.jpg", "file of the image; README.md says how it is fitted to --image_size")
+    value(result, "--prompt", "Describe the image in detail.", "the question")
+    value(result, "--max_new_tokens", 512, "longest answer")
     return result
 
 
 def main() -> None:
-    from transformers import TextStreamer
-
     args, config = parse(get_parser())
     image = open_image(args.image)
     if args.max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {args.max_new_tokens}; it must be at least 1")
     device = resolve_device(args.device)
     model = load(args, config, device)
-    rows, columns = image_shape(args.image_size, model.vae.stride)
+    assert model.text is not None  # `load` attached it, or failed
+    stride = model.vae.stride
+    rows, columns = image_shape(args.image_size, stride)
     question = model.text.question(args.prompt, model.image_tokens((rows, columns)))
     room = model.llm.config.max_position_embeddings - len(question)
     if room < 1:
-        raise ValueError(
-            f"the prompt and the image take {len(question)} tokens, {1 - room} too many; shorten the prompt, or take a smaller image"
-        )
-    pixels = fit_image(image, rows * model.vae.stride, columns * model.vae.stride, model)
+        taken = f"the prompt and the image take {len(question)} tokens, {1 - room} too many"
+        raise ValueError(f"{taken}; shorten the prompt, or take a smaller image")
+    pixels = fit_image(image, rows * stride, columns * stride, model.vae)
     with torch.no_grad():
         latents = model.vae.encode(pixels.to(device, model.llm.dtype))
+    from transformers import TextStreamer
+
     model.answer(
         latents,
         torch.tensor([question], device=device),

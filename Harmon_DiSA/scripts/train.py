@@ -5,23 +5,28 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmengine.config import DictAction
-
-from disa.cli import run
-from disa.flags import HelpFormatter
+from disa.commands.exit import run
+from disa.commands.flags import HelpFormatter, add_device_flag
+from disa.runtime.extras import extra
 from disa.training.harmon import load_training_config, run_training
 
 
 def get_parser() -> argparse.ArgumentParser:
+    with extra("harmon"):
+        from mmengine.config import DictAction
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=HelpFormatter)
     parser.add_argument("config", help="a file of configs/examples/, or one like them")
-    parser.add_argument("--work-dir", help="where checkpoints and the log go; by default work_dirs/ and the config's name")
+    text = "where checkpoints and the log go; by default work_dirs/ and the config's name"
+    parser.add_argument("--work-dir", help=text)
     parser.add_argument("--resume", help="checkpoint to go on from; a run in the same --work-dir goes on by itself")
     parser.add_argument("--seed", type=int, help="of everything; by default the config's, or 1")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="config values to replace, such as training.lr=1e-5")
-    parser.add_argument("--device", default="auto", help="auto (what is there), cuda, cpu or mps")
-    parser.add_argument("--launcher", default="none", choices=("none", "pytorch"), help="without effect: torchrun is noticed")
-    parser.add_argument("--local_rank", "--local-rank", default=0, type=int, help="without effect: the launcher sets it")
+    text = "config values to replace, such as training.lr=1e-5"
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, help=text)
+    add_device_flag(parser)
+    launchers, text = ("none", "pytorch"), "without effect: torchrun is noticed"
+    parser.add_argument("--launcher", default="none", choices=launchers, help=text)
+    text = "without effect: the launcher sets it"
+    parser.add_argument("--local_rank", "--local-rank", default=0, type=int, help=text)
     parser.add_argument("--deepspeed", help="without effect: `accelerate launch` shards, see README.md")
     return parser
 

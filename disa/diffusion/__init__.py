@@ -1,6 +1,6 @@
-"""Gaussian diffusion: the process and its samplers."""
+"""Gaussian diffusion: the process and its solvers."""
 
 from .process import GaussianProcess
-from .samplers import SAMPLERS, get_sampler, step_timesteps
+from .solvers import SOLVERS
 
-__all__ = ["SAMPLERS", "GaussianProcess", "get_sampler", "step_timesteps"]
+__all__ = ["SOLVERS", "GaussianProcess"]

@@ -1,4 +1,4 @@
-"""Gaussian diffusion with a learned-range variance (Nichol and Dhariwal, "Improved DDPM", 2021): betas, respacing, loss."""
+"""Gaussian diffusion with a learned-range variance (Nichol and Dhariwal, "Improved DDPM", 2021)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def cosine_betas(steps: int = TRAINING_STEPS, cap: float = 0.999) -> np.ndarray:
 
 
 class GaussianProcess:
-    """The noising process over a subset of the training timesteps, and the posterior that reverses it.
+    """Noising process over a subset of the training timesteps, and its posterior.
 
     All tables are float64 over the `K` kept timesteps, ascending.
 
@@ -50,37 +50,31 @@ class GaussianProcess:
     @staticmethod
     @functools.lru_cache(maxsize=1024)
     def over(timesteps: tuple[int, ...]) -> GaussianProcess:
-        """The process over `timesteps`, kept for the next caller: an annealed generation meets the same few again and again."""
+        """Return the process over `timesteps`, cached: an annealed generation uses the same few again and again."""
         return GaussianProcess(timesteps)
 
     @functools.cached_property
     def tables(self) -> Tensor:
-        """The rows that the training loss looks up, float32 [6, K]."""
-        return torch.from_numpy(
-            np.stack(
-                [
-                    self.alpha_bar**0.5,
-                    (1 - self.alpha_bar) ** 0.5,
-                    self.x0_weight,
-                    self.x_weight,
-                    self.log_beta,
-                    self.posterior_log_variance,
-                ]
-            )
-        ).float()
+        """Per-timestep coefficients of the training loss, float32 [6, K]."""
+        rows = [self.alpha_bar**0.5, (1 - self.alpha_bar) ** 0.5, self.x0_weight, self.x_weight]
+        return torch.from_numpy(np.stack([*rows, self.log_beta, self.posterior_log_variance])).float()
 
     def loss(self, epsilon: Tensor, v: Tensor, x0: Tensor, xt: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Training loss of each row: epsilon's squared error plus the variational bound in bits, which trains `v` alone.
+        """Compute the training loss of each row: the squared error of epsilon plus the variational bound in bits.
+
+        The bound trains `v` alone.
 
         Args:
-            epsilon, v: the network's prediction [N, C]; `v` in [-1, 1] runs from the posterior's log variance to beta's.
+            epsilon, v: prediction [N, C]; `v` in [-1, 1] goes from the posterior's log variance to beta's.
             x0, xt, noise: data, noised data, and the noise in it [N, C].
             t: timesteps, int64 [N].
 
         Returns:
             float32 [N], a mean over channels.
         """
-        root_alpha_bar, sigma, x0_weight, x_weight, log_beta, posterior_log_variance = self.tables.to(t.device)[:, t, None]
+        root_alpha_bar, sigma, x0_weight, x_weight, log_beta, posterior_log_variance = self.tables.to(t.device)[
+            :, t, None
+        ]
         predicted_x0 = (xt - sigma * epsilon.detach()) / root_alpha_bar
         mean = x0_weight * predicted_x0 + x_weight * xt
         log_variance = torch.lerp(posterior_log_variance, log_beta, (v + 1) / 2)
@@ -90,7 +84,7 @@ class GaussianProcess:
         return (epsilon - noise).square().mean(-1) + bound.mean(-1) / math.log(2)
 
     def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """`x0` [N, C] noised to timesteps `t` [N]."""
+        """Noise `x0` [N, C] to timesteps `t` [N]."""
         root_alpha_bar, sigma = self.tables.to(t.device)[:2, t, None]
         return root_alpha_bar * x0 + sigma * noise
 
@@ -102,7 +96,7 @@ def gaussian_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_varianc
 
 
 def discretized_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """Log probability of the 1/255-wide bin around `x` in [-1, 1] under N(mean, exp(log_scale)²), elementwise, in nats."""
+    """Log probability, elementwise in nats, of the 1/255 bin around x in [-1, 1] under N(mean, exp(log_scale)²)."""
 
     def cdf(z: Tensor) -> Tensor:  # the tanh approximation that the published weights were trained with
         return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))

@@ -1,6 +1,6 @@
-"""Flow matching: the path between data and noise, and samplers along it."""
+"""Flow matching: the path between data and noise, and solvers along it."""
 
 from .process import interpolate, velocity_loss
-from .samplers import FLOW_SAMPLERS, get_flow_sampler, linspace
+from .solvers import SOLVERS, linspace
 
-__all__ = ["FLOW_SAMPLERS", "get_flow_sampler", "interpolate", "linspace", "velocity_loss"]
+__all__ = ["SOLVERS", "interpolate", "linspace", "velocity_loss"]

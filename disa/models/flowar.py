@@ -1,33 +1,36 @@
 """FlowAR: autoregression over scales, each scale sampled by a flow-matching transformer.
 
-Ren et al., "FlowAR: Scale-wise Autoregressive Image Generation Meets Flow Matching", 2024. Parameter names are the released ones.
+Ren et al., "FlowAR: Scale-wise Autoregressive Image Generation Meets Flow Matching", 2024. Parameter names
+are as released.
 """
 
 from __future__ import annotations
 
-import time
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..flow import get_flow_sampler, interpolate, linspace, velocity_loss
-from ..guidance import Guidance, combine
+from ..annealing import AnnealedModel, check_finite
+from ..flow import SOLVERS, interpolate, linspace, velocity_loss
+from ..guidance import Guidance, guided_velocity
 from ..noise import NoiseSource
 from ..schedule import StepSchedule
 from ..trace import StepTrace
-from .checks import check_finite, check_labels, check_shares, check_sizes, check_temperature
-from .layers import TimestepEmbedding
-from .rotary import GEGLU, KeyValues, ModulatedBlock, RMSNorm, RotaryAttention, Rotation, rotate, rotation
+from .checks import check_arguments, check_labels
+from .layers import TimestepEmbedding, initialize
+from .rotary import GEGLU, KVCache, ModulatedBlock, RMSNorm, RoPE, RotaryAttention, apply_rotary_emb, grid_rope
 
-HEAD_CHANNELS = 64  # of one attention head in the flow head
+HEAD_DIM = 64  # of the flow head's attention
 
 
 def flow_times(steps: int) -> tuple[float, ...]:
-    """The flow times that `steps` nominal steps visit, from 1 to 0: sparser in the noisy part, but for the 50 of the released setting."""
+    """Flow times of `steps` nominal steps, from 1 to 0: sparser in the noisy part, except for the released 50."""
     if steps == 50 or steps == 1:
         return linspace(1, 0, steps + 1)
     return linspace(1, 0.3, steps // 2) + linspace(0.25, 0, steps // 2 + 1)
@@ -43,47 +46,47 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(condition_width, 2 * width, bias=False)
         self.proj = nn.Linear(width, width)
 
-    def keys_values(self, z: Tensor, turn: Rotation) -> tuple[Tensor, Tensor]:
+    def keys_values(self, z: Tensor, rope: RoPE) -> tuple[Tensor, Tensor]:
         """Conditions z [B, L, W] -> keys and values [B, heads, L, D]."""
-        k, v = self.kv(z).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        return rotate(k, turn), v
+        k, v = rearrange(self.kv(z), "b l (n h d) -> n b h l d", n=2, h=self.num_heads)
+        return apply_rotary_emb(k, rope), v
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, turn: Rotation) -> Tensor:
-        q = rotate(self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2), turn)
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, rope: RoPE) -> Tensor:
+        q = apply_rotary_emb(rearrange(self.q(x), "b l (h d) -> b h l d", h=self.num_heads), rope)
         out = F.scaled_dot_product_attention(q, keys, values)
-        return self.proj(out.transpose(1, 2).flatten(2))
+        return self.proj(rearrange(out, "b h l d -> b l (h d)"))
 
 
 class SelfBlock(nn.Module):
-    """Block of the flow head: attention among the tokens of a scale, modulated six ways by time and condition together."""
+    """Block of the flow head: attention among the tokens of a scale, with six-way adaLN from time and condition."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm1 = RMSNorm(width, affine=False)
-        self.attn = RotaryAttention(width, width // HEAD_CHANNELS, bias=False)
+        self.attn = RotaryAttention(width, width // HEAD_DIM, bias=False)
         self.norm2 = RMSNorm(width, affine=False)
         self.mlp = GEGLU(width)
         self.ada_lin = nn.Linear(width, 6 * width)
 
-    def prepare(self, z: Tensor, turn: Rotation) -> tuple[Tensor, ...]:
-        """What of the conditions does not depend on time: here nothing."""
+    def prepare(self, _z: Tensor, _rope: RoPE) -> tuple[Tensor, ...]:
+        """Return what depends on the conditions alone: here nothing."""
         return ()
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, turn: Rotation) -> Tensor:
+    def forward(self, x: Tensor, _t: Tensor, y: Tensor, rope: RoPE) -> Tensor:
         """x, and y, time and condition together, [B, L, W] -> [B, L, W]."""
         gate1, gate2, scale1, scale2, shift1, shift2 = self.ada_lin(y).chunk(6, dim=-1)
-        x = x + gate1 * self.attn(self.norm1(x) * (1 + scale1) + shift1, turn)
+        x = x + gate1 * self.attn(self.norm1(x) * (1 + scale1) + shift1, rope)
         return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
 
 
 class CrossBlock(nn.Module):
-    """Block of the larger flow heads: attention modulated by time, attention to the conditions, MLP modulated by both."""
+    """Block of the larger heads: attention (adaLN from time), attention to the conditions, MLP (adaLN from both)."""
 
     def __init__(self, width: int, condition_width: int) -> None:
         super().__init__()
         self.norm1 = RMSNorm(width, affine=False)
-        self.attn = RotaryAttention(width, width // HEAD_CHANNELS, bias=False)
-        self.crossattn = CrossAttention(width, condition_width, width // HEAD_CHANNELS)
+        self.attn = RotaryAttention(width, width // HEAD_DIM, bias=False)
+        self.crossattn = CrossAttention(width, condition_width, width // HEAD_DIM)
         self.norm2_1 = RMSNorm(width, affine=True)
         self.norm2_2 = RMSNorm(condition_width, affine=True)
         self.norm3 = RMSNorm(width, affine=False)
@@ -91,15 +94,15 @@ class CrossBlock(nn.Module):
         self.ada_lin_attn = nn.Linear(width, 3 * width)
         self.ada_lin_mlp = nn.Linear(width, 3 * width)
 
-    def prepare(self, z: Tensor, turn: Rotation) -> tuple[Tensor, ...]:
-        """Keys and values of the conditions z [B, L, W]."""
-        return self.crossattn.keys_values(self.norm2_2(z), turn)
+    def prepare(self, z: Tensor, rope: RoPE) -> tuple[Tensor, ...]:
+        """Return keys and values of the conditions z [B, L, W]."""
+        return self.crossattn.keys_values(self.norm2_2(z), rope)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, turn: Rotation, keys: Tensor, values: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, rope: RoPE, keys: Tensor, values: Tensor) -> Tensor:
         """x, and y, time and condition together, [B, L, W], and the time alone [B, 1, W] -> [B, L, W]."""
         gate, scale, shift = self.ada_lin_attn(t).chunk(3, dim=-1)
-        x = x + gate * self.attn(self.norm1(x) * (1 + scale) + shift, turn)
-        x = x + self.crossattn(self.norm2_1(x), keys, values, turn)
+        x = x + gate * self.attn(self.norm1(x) * (1 + scale) + shift, rope)
+        x = x + self.crossattn(self.norm2_1(x), keys, values, rope)
         gate, scale, shift = self.ada_lin_mlp(y).chunk(3, dim=-1)
         return x + gate * self.mlp(self.norm3(x) * (1 + scale) + shift)
 
@@ -126,40 +129,55 @@ class FlowHead(nn.Module):
         self.time_embed = TimestepEmbedding(width)
         self.cond_embed = nn.Linear(condition_width, width)
         self.input_proj = nn.Linear(channels, width)
-        self.res_blocks = nn.ModuleList(CrossBlock(width, condition_width) if cross_attention else SelfBlock(width) for _ in range(depth))
+        self.res_blocks = nn.ModuleList(
+            CrossBlock(width, condition_width) if cross_attention else SelfBlock(width) for _ in range(depth)
+        )
         self.final_layer = FinalLayer(width, channels)
 
-    def prepare(self, z: Tensor, turn: Rotation) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
-        """What the conditions z [B, L, W] of a scale need computed once, for every time."""
-        return self.cond_embed(z), [block.prepare(z, turn) for block in self.res_blocks]  # type: ignore[operator]
+    def prepare(self, z: Tensor, rope: RoPE) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
+        """Compute once what depends on the conditions z [B, L, W] of a scale and not on time."""
+        return self.cond_embed(z), [block.prepare(z, rope) for block in self.res_blocks]  # type: ignore[operator]
 
-    def forward(self, x: Tensor, t: Tensor, prepared: tuple[Tensor, list[tuple[Tensor, ...]]], turn: Rotation) -> Tensor:
+    def velocity(self, z: Tensor, rope: RoPE) -> Callable[[Tensor, float], Tensor]:
+        """The field (x [b, L, C], t) -> v for conditions z [B, L, W], of which x has the first b."""
+        c, of_blocks = self.prepare(z, rope)
+
+        def velocity(x: Tensor, t: float) -> Tensor:
+            prepared = (c[: len(x)], [tuple(part[: len(x)] for part in own) for own in of_blocks])
+            return self(x, torch.tensor([t], device=x.device), prepared, rope)
+
+        return velocity
+
+    def forward(self, x: Tensor, t: Tensor, prepared: tuple[Tensor, list[tuple[Tensor, ...]]], rope: RoPE) -> Tensor:
         """Noisy tokens x [B, L, C] at flow times t [B or 1] -> velocity [B, L, C]."""
         c, of_blocks = prepared
         h, embedded = self.input_proj(x), self.time_embed((1000 * t).long())[:, None]
         y = embedded + c
         once, together = F.silu(embedded), F.silu(y)
         for block, own in zip(self.res_blocks, of_blocks, strict=True):
-            h = block(h, once, together, turn, *own)
+            h = block(h, once, together, rope, *own)
         return self.final_layer(h, y)
 
 
-class FlowAR(nn.Module):
+class FlowAR(AnnealedModel):
     """Scale-wise autoregressive transformer with a flow head.
 
     Args:
-        image_size, latent_stride: pixels a side, and pixels a latent.
+        image_size, latent_stride: pixels per side, and pixels per latent.
         latent_channels: channels of the latents.
         scales: sides of the grids that are generated one after another, ascending; the last is the latents' own.
         num_classes: labels 0..num_classes-1.
         width, depth, num_heads: of the encoder, and again of the decoder.
         head_depth, head_width: of the flow head.
         cross_attention: whether the flow head attends to its conditions, as in the larger released models.
-        attn_dropout, proj_dropout, label_drop_prob, grad_checkpointing: training alone.
+        attn_dropout and the rest: for training alone.
 
     Raises:
         ValueError: the sizes do not fit together.
     """
+
+    solvers = SOLVERS
+    flow_times = staticmethod(flow_times)
 
     def __init__(
         self,
@@ -181,19 +199,22 @@ class FlowAR(nn.Module):
         grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        check_sizes(image_size=image_size, latent_stride=latent_stride, latent_channels=latent_channels, num_classes=num_classes)
-        check_sizes(width=width, depth=depth, num_heads=num_heads, head_depth=head_depth, head_width=head_width)
-        check_shares(attn_dropout=attn_dropout, proj_dropout=proj_dropout, label_drop_prob=label_drop_prob)
+        check_arguments(locals())
         grid = image_size // latent_stride
-        if list(scales) != sorted(set(scales)) or not scales or scales[0] < 1 or scales[-1] * latent_stride != image_size:
+        ascending = bool(scales) and scales[0] >= 1 and list(scales) == sorted(set(scales))
+        if not ascending or scales[-1] * latent_stride != image_size:
             raise ValueError(
-                f"scales are {tuple(scales)}; they must ascend and end at image_size / latent_stride = {image_size / latent_stride:g}"
+                f"scales are {tuple(scales)}; "
+                f"they must ascend and end at image_size / latent_stride = {image_size / latent_stride:g}"
             )
         if width % (4 * num_heads):
-            raise ValueError(f"width is {width}; it must be a multiple of 4 · num_heads = {4 * num_heads}, for 2-D rotary positions")
-        if head_width % HEAD_CHANNELS:
-            raise ValueError(f"head_width is {head_width}; it must be a multiple of {HEAD_CHANNELS}")
+            raise ValueError(
+                f"width is {width}; it must be a multiple of 4 · num_heads = {4 * num_heads}, for 2-D rotary positions"
+            )
+        if head_width % HEAD_DIM:
+            raise ValueError(f"head_width is {head_width}; it must be a multiple of {HEAD_DIM}")
         self.scales, self.grid, self.num_classes = tuple(scales), grid, num_classes
+        self.ar_steps = len(self.scales)
         self.label_drop_prob, self.grad_checkpointing = label_drop_prob, grad_checkpointing
         length = sum(side**2 for side in scales)
 
@@ -212,17 +233,11 @@ class FlowAR(nn.Module):
         self.decoder_norm = RMSNorm(width, affine=True)
         self.diffusion_pos_embed_learned = nn.Parameter(torch.zeros(1, length, width))
         self.flownet = FlowHead(latent_channels, width, head_width, head_depth, cross_attention)
-        self.head_width = width // num_heads
+        self.head_dim = width // num_heads
         self._initialize()
 
     def _initialize(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
+        initialize(self)
         for name, parameter in self.named_parameters():
             if "pos_embed" in name:
                 nn.init.normal_(parameter, std=0.02)
@@ -234,15 +249,15 @@ class FlowAR(nn.Module):
     def _slices(self) -> list[slice]:
         """Where each scale lies in the sequence."""
         ends = np.cumsum([0, *(side**2 for side in self.scales)]).tolist()
-        return [slice(start, end) for start, end in zip(ends[:-1], ends[1:], strict=True)]
+        return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
-    def _rotations(self, device: torch.device, head_width: int) -> list[Rotation]:
-        return [rotation(side, head_width, device) for side in self.scales]
+    def _ropes(self, device: torch.device, head_dim: int) -> list[RoPE]:
+        return [grid_rope(side, head_dim, device) for side in self.scales]
 
     def _next_input(self, sample: Tensor, side: int) -> Tensor:
-        """A finished scale [B, C, g, g], seen at the next grid [B, side², C]."""
+        """Resize a finished scale [B, C, g, g] to the next grid [B, side², C]."""
         finest = F.interpolate(sample, (self.grid, self.grid), mode="bicubic")
-        return F.interpolate(finest, (side, side), mode="area").flatten(2).transpose(1, 2)
+        return rearrange(F.interpolate(finest, (side, side), mode="area"), "b c h w -> b (h w) c")
 
     def modulations(self, condition: Tensor) -> list[tuple[Tensor, ...]]:
         """Class embeddings [B, W] -> the modulation of every block, which no AR step changes."""
@@ -257,10 +272,10 @@ class FlowAR(nn.Module):
         self,
         x: Tensor,
         where: slice,
-        turn: Rotation,
+        rope: RoPE,
         modulations: list[tuple[Tensor, ...]],
         mask: Tensor | None = None,
-        caches: list[KeyValues] | None = None,
+        caches: list[KVCache] | None = None,
     ) -> Tensor:
         """Embedded tokens x [B, L, W] that lie at `where` in the sequence -> conditions for the head [B, L, W]."""
         x = self.z_proj_ln(x + self.encoder_pos_embed_learned[:, where])
@@ -268,13 +283,15 @@ class FlowAR(nn.Module):
             if i == len(self.encoder_blocks):
                 x = self.decoder_embed(self.encoder_norm(x)) + self.decoder_pos_embed_learned[:, where]
             if self.grad_checkpointing and self.training:
-                x = checkpoint(block, x, modulations[i], turn, mask=mask, use_reentrant=False)
+                x = checkpoint(block, x, modulations[i], rope, mask=mask, use_reentrant=False)
             else:
-                x = block(x, modulations[i], turn, mask=mask, cache=caches[i] if caches else None)
+                x = block(x, modulations[i], rope, mask=mask, cache=caches[i] if caches else None)
         return self.decoder_norm(x) + self.diffusion_pos_embed_learned[:, where]
 
-    def forward(self, latents: Tensor, labels: Tensor, times: list[Tensor] | None = None, noise: list[Tensor] | None = None) -> Tensor:
-        """Training loss of a batch: every scale's, weighted by its share of the finest grid's tokens.
+    def forward(
+        self, latents: Tensor, labels: Tensor, times: list[Tensor] | None = None, noise: list[Tensor] | None = None
+    ) -> Tensor:
+        """Compute the training loss of a batch: of all scales, weighted by their tokens over those of the finest.
 
         Args:
             latents: [B, C, H, W], unit variance.
@@ -288,93 +305,61 @@ class FlowAR(nn.Module):
         dropped = torch.rand(batch, device=device) < self.label_drop_prob
         condition = self.class_emb(torch.where(dropped, self.num_classes, labels))
         targets = [F.interpolate(latents, (side, side), mode="area") for side in self.scales]
-        inputs = [self.z_proj(self._next_input(sample, side)) for sample, side in zip(targets[:-1], self.scales[1:], strict=True)]
-        rotations = self._rotations(device, self.head_width)
-        turn = (torch.cat([cos for cos, _ in rotations]), torch.cat([sin for _, sin in rotations]))
+        coarser = zip(targets[:-1], self.scales[1:], strict=True)
+        inputs = [self.z_proj(self._next_input(sample, side)) for sample, side in coarser]
+        ropes = self._ropes(device, self.head_dim)
+        rope = (torch.cat([cos for cos, _ in ropes]), torch.cat([sin for _, sin in ropes]))
         scale_of = torch.cat([torch.full((side**2,), i, device=device) for i, side in enumerate(self.scales)])
         mask = scale_of[:, None] >= scale_of[None]  # a token sees its own scale and the coarser ones
-        z = self.backbone(torch.cat([condition[:, None], *inputs], dim=1), slice(None), turn, self.modulations(condition), mask)
-        loss = z.new_zeros(())
-        for i, (side, where, turn) in enumerate(zip(self.scales, self._slices, self._rotations(device, HEAD_CHANNELS), strict=True)):
-            x0 = targets[i].flatten(2).transpose(1, 2)
+        x = torch.cat([condition[:, None], *inputs], dim=1)
+        z = self.backbone(x, slice(None), rope, self.modulations(condition), mask)
+        loss, head_ropes = z.new_zeros(()), self._ropes(device, HEAD_DIM)
+        for i, (side, where, rope) in enumerate(zip(self.scales, self._slices, head_ropes, strict=True)):
+            x0 = rearrange(targets[i], "b c h w -> b (h w) c")
             t = torch.rand(batch, device=device) if times is None else times[i]
             eps = torch.randn_like(x0) if noise is None else noise[i]
-            velocity = self.flownet(interpolate(x0, eps, t), t, self.flownet.prepare(z[:, where], turn), turn)
+            velocity = self.flownet(interpolate(x0, eps, t), t, self.flownet.prepare(z[:, where], rope), rope)
             loss = loss + velocity_loss(velocity.float(), x0, eps) * (side / self.grid) ** 2
         return loss
-
-    def evaluations(self, schedule: StepSchedule, sampler: str) -> list[int]:
-        """Evaluations of the velocity at each AR step that `generate` would make with these settings."""
-        steps = (len(flow_times(schedule.steps(step, len(self.scales)))) - 1 for step in range(len(self.scales)))
-        return [get_flow_sampler(sampler).evaluations(count) for count in steps]
 
     @torch.no_grad()
     def generate(
         self,
         labels: Tensor,
-        schedule: StepSchedule | None = None,
-        sampler: str = "euler",
-        guidance: Guidance | None = None,
-        temperature: float = 1.0,
         *,
+        schedule: StepSchedule = StepSchedule(50, 15),
+        sampler: str = "euler",
+        guidance: Guidance = Guidance(),
+        temperature: float = 1.0,
         noise: NoiseSource,
         on_step: Callable[[StepTrace], None] | None = None,
     ) -> Tensor:
-        """Latents for class labels, one AR step a scale.
+        """Sample latents float32 [B, C, H, W] for class labels [B], one AR step per scale.
 
-        Args:
-            labels: int64 [B].
-            schedule: flow steps at each scale; by default 50 down to 15, linear.
-            sampler: a name in `disa.flow.FLOW_SAMPLERS`.
-            guidance: by default none. It applies at flow times up to `max_time`, where its scale exceeds 1.
-            temperature: factor on the noise that steps add; Euler and Heun add none.
-            noise: where the randomness comes from, such as `disa.ImageNoise`.
-            on_step: called after each scale.
-
-        Returns:
-            float32 [B, C, H, W], unit variance.
-
-        Raises:
-            ValueError: a setting or a label is impossible.
-            FloatingPointError: a latent came out as NaN or infinite.
+        `sampler` is a name in `disa.flow.SOLVERS`; guidance applies at flow times up to `max_time` where its scale
+        exceeds 1; `temperature` is a factor on the noise that steps add. All else as for `MAR.generate`.
         """
-        schedule, guidance, solver = schedule or StepSchedule(50, 15), guidance or Guidance(), get_flow_sampler(sampler)
         check_labels(labels, self.num_classes)
-        check_temperature(temperature)
+        anneal = self.annealing(schedule, sampler, noise, temperature, on_step)
         batch, last = len(labels), len(self.scales) - 1
         guided = guidance.scale > 1
-        branches = 2 if guided else 1
         condition = self.class_emb(labels)
         if guided:
             condition = torch.cat([condition, self.class_emb(torch.full_like(labels, self.num_classes))])
         modulations = self.modulations(condition)
-        length = sum(side**2 for side in self.scales)
-        heads = condition.shape[-1] // self.head_width
-        caches = [KeyValues(len(condition), heads, length, self.head_width, condition) for _ in self._blocks]
+        length, heads = sum(side**2 for side in self.scales), condition.shape[-1] // self.head_dim
+        caches = [KVCache(len(condition), heads, length, self.head_dim, condition) for _ in self._blocks]
+        ropes = zip(self._ropes(labels.device, self.head_dim), self._ropes(labels.device, HEAD_DIM), strict=True)
         sample = condition.new_zeros(0)
-        turns = zip(self._rotations(labels.device, self.head_width), self._rotations(labels.device, HEAD_CHANNELS), strict=True)
-        for step, (side, where, (turn, head_turn)) in enumerate(zip(self.scales, self._slices, turns, strict=True)):
-            start = time.perf_counter()
-            times = flow_times(schedule.steps(step, last + 1))
-            embedded = condition[:, None] if step == 0 else self.z_proj(self._next_input(sample, side)).repeat(branches, 1, 1)
-            z = self.backbone(embedded, where, turn, modulations, caches=caches)
-            scale = guidance.at(step / last if last else 1.0)
-            prepared = self.flownet.prepare(z if scale > 1 else z[:batch], head_turn)
-            alone = (prepared[0][:batch], [tuple(part[:batch] for part in own) for own in prepared[1]])
-
-            def velocity(x: Tensor, t: float, prepared=prepared, alone=alone, turn=head_turn, scale=scale) -> Tensor:
-                when = torch.tensor([t], device=x.device)
-                x = x.to(condition.dtype)
-                if scale <= 1 or t > guidance.max_time:
-                    return self.flownet(x, when, alone, turn)
-                conditional, unconditional = self.flownet(torch.cat([x, x]), when, prepared, turn).float().chunk(2)
-                return combine(conditional, unconditional, scale)
-
-            draws = noise.normal(step, solver.draws(len(times) - 1), side**2, self.z_proj.in_features)
-            tokens = solver.solve(velocity, draws, times, temperature)
-            sample = tokens.float().transpose(1, 2).unflatten(2, (side, side)).to(condition.dtype)
-            if on_step is not None:
-                evaluations = solver.evaluations(len(times) - 1)
-                on_step(StepTrace(step, side**2, schedule.steps(step, last + 1), evaluations, time.perf_counter() - start))
+        for step, (side, where, (rope, head_rope)) in enumerate(zip(self.scales, self._slices, ropes, strict=True)):
+            x = condition[:, None]
+            if step > 0:
+                x = self.z_proj(self._next_input(sample, side)).repeat(1 + guided, 1, 1)
+            z = self.backbone(x, where, rope, modulations, caches=caches)
+            scale = max(guidance.at(step / last if last else 1.0), 1.0)
+            velocity = self.flownet.velocity(z if scale > 1 else z[:batch], head_rope)
+            network = guided_velocity(velocity, scale, guidance.max_time, condition.dtype)
+            tokens = anneal(step, network, side**2, self.z_proj.in_features)
+            sample = rearrange(tokens.float(), "b (h w) c -> b c h w", h=side).to(condition.dtype)
         check_finite(sample)
         return sample.float()

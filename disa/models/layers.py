@@ -1,4 +1,4 @@
-"""Layers that two families share."""
+"""Layers that two families share, and how all begin."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 
@@ -45,11 +46,11 @@ class Attention(nn.Module):
             (q,) = self._heads(F.linear(queries, self.qkv.weight[:width], self.qkv.bias[:width]), 1)
             k, v = self._heads(F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:]), 2)
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_dropout if self.training else 0.0)
-        return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
+        return self.proj_drop(self.proj(rearrange(out, "b h l d -> b l (h d)")))
 
     def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         """[B, L, parts · W] -> `parts` of [B, heads, L, W / heads]."""
-        return x.unflatten(-1, (parts, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return rearrange(x, "b l (n h d) -> n b h l d", n=parts, h=self.num_heads).unbind(0)
 
 
 class Mlp(nn.Module):
@@ -95,3 +96,14 @@ def put_rows(x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """`x · (1 + scale) + shift`."""
     return torch.addcmul(x + shift, x, scale)
+
+
+def initialize(model: nn.Module) -> None:
+    """Initialize linear layers (Xavier, no bias) and embeddings (deviation 0.02)."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)

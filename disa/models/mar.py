@@ -6,24 +6,26 @@ Li et al., "Autoregressive Image Generation without Vector Quantization", 2024. 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..diffusion import GaussianProcess, get_sampler, step_timesteps
+from ..annealing import AnnealedModel, Annealing, Network, check_finite
+from ..diffusion import SOLVERS, GaussianProcess
 from ..guidance import Guidance, combine
 from ..noise import NoiseSource
 from ..schedule import StepSchedule
+from ..solver import Times
 from ..trace import StepTrace
-from .checks import check_finite, check_labels, check_shares, check_sizes, check_temperature
-from .layers import Block, TimestepEmbedding, modulate, put_rows, take_rows
+from .checks import check_arguments, check_labels
+from .layers import Block, TimestepEmbedding, initialize, modulate, put_rows, take_rows
 
-# backbone(tokens [B, L, C], known [B, K], wanted [B, T]) -> conditions [B, T, W], or [2B, T, W] with guidance, conditional first
+# (tokens [B, L, C], known [B, K], wanted [B, T]) -> conditions [B, T, W]; with guidance [2B, T, W], conditional first
 Backbone = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -80,7 +82,7 @@ class HeadNetwork(nn.Module):
 
 
 class DiffusionHead(nn.Module):
-    """The per-token diffusion model: its loss in training, its samples in generation."""
+    """The per-token diffusion model: its loss for training, its network for generation."""
 
     def __init__(self, channels: int, condition_width: int, width: int, depth: int) -> None:
         super().__init__()
@@ -89,108 +91,92 @@ class DiffusionHead(nn.Module):
         self.net = HeadNetwork(channels, condition_width, width, depth)
 
     def forward(self, x0: Tensor, z: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Mean training loss over tokens x0 [N, C] with conditions z [N, W], timesteps t [N] and noise [N, C]."""
+        """Mean training loss over tokens x0 [N, C], with conditions z [N, W], timesteps t [N] and noise [N, C]."""
         xt = self.process.add_noise(x0, t, noise)
         epsilon, v = self.net(xt.to(z.dtype), t, z)
         return self.process.loss(epsilon, v, x0, xt, t, noise).mean()
 
-    def sample(self, z: Tensor, noise: Tensor, sampler: str, timesteps: tuple[float, ...], temperature: float, scale: float) -> Tensor:
-        """Tokens for conditions.
+    def network(self, z: Tensor, times: Times, scale: float) -> Network:
+        """Bind conditions and guidance: the network (x [B, T, C], t) -> (epsilon, v) of one AR step.
 
         Args:
             z: conditions [B, T, W]; with a guidance `scale` other than 1 [2B, T, W], conditional rows first.
-            noise: [draws, B, T, C] as the sampler needs it.
-
-        Returns:
-            float32 [B, T, C].
+            times: every t that will be asked for.
         """
         net, guided = self.net, scale != 1
         rows = net.cond_embed(z)
-        embedded = net.time_embed(torch.tensor(timesteps, device=z.device))
-        times = dict(zip(timesteps, embedded, strict=True))
+        embedded = dict(zip(times, net.time_embed(torch.tensor(times, device=z.device)), strict=True))
 
         def network(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
             h = net.input_proj(x.to(z.dtype))
-            epsilon, v = net.predict(torch.cat([h, h]) if guided else h, rows + times[t])
+            epsilon, v = net.predict(torch.cat([h, h]) if guided else h, rows + embedded[t])
             if not guided:
                 return epsilon, v
             # Guidance acts on epsilon alone; the variance stays the conditional branch's.
             conditional, unconditional = epsilon.chunk(2)
             return combine(conditional, unconditional, scale), v.chunk(2)[0]
 
-        return get_sampler(sampler).solve(network, noise, timesteps, temperature)
+        return network
 
 
 def autoregress(
-    backbone: Backbone,
-    head: DiffusionHead,
-    noise: NoiseSource,
-    *,
-    length: int,
-    num_iter: int,
-    schedule: StepSchedule,
-    sampler: str,
-    guidance: Guidance,
-    temperature: float,
-    on_step: Callable[[StepTrace], None] | None,
+    backbone: Backbone, head: DiffusionHead, anneal: Annealing, *, length: int, guidance: Guidance
 ) -> Tensor:
-    """Tokens [B, L, C] of whole images, a group of them at each of `num_iter` AR steps, in each image's random order.
+    """Sample the tokens [B, L, C] of whole images, a group at each AR step, in each image's own random order.
 
     Raises:
         ValueError: a setting is impossible.
         FloatingPointError: a token came out as NaN or infinite.
     """
-    solver = get_sampler(sampler)
-    if not 1 <= num_iter <= length:
+    num_iter = len(anneal.times)
+    if num_iter > length:
         raise ValueError(f"num_iter is {num_iter}; there must be 1 to {length} AR steps, for there are {length} tokens")
-    check_temperature(temperature)
     if guidance.max_time != 1:
-        raise ValueError(f"guidance.max_time is {guidance.max_time}, a flow time; this model has a diffusion head, and takes 1 only")
-    visited = step_timesteps(sampler, schedule, num_iter)
-    orders = noise.orders(length)
+        raise ValueError(
+            f"guidance.max_time is {guidance.max_time}, a flow time; this model has a diffusion head, and takes 1 only"
+        )
+    orders = anneal.noise.orders(length)
     tokens = torch.zeros(len(orders), length, head.channels, device=orders.device)
     masked = length
     for step in range(num_iter):
-        start = time.perf_counter()
         keep = min(max(math.floor(length * math.cos(math.pi / 2 * (step + 1) / num_iter)), 1), masked - 1)
         scale = guidance.at((length - keep) / length)
         left = 0 if step == num_iter - 1 else keep  # the last step takes all
         wanted = orders[:, left:masked].sort().values
         known = orders[:, masked:].sort().values
-        draws = noise.normal(step, solver.draws(len(visited[step])), masked - left, head.channels)
         z = backbone(tokens, known, wanted)
-        tokens = put_rows(tokens, wanted, head.sample(z, draws, sampler, visited[step], temperature, scale))
+        new = anneal(step, head.network(z, anneal.times[step], scale), masked - left, head.channels)
+        tokens = put_rows(tokens, wanted, new)
         masked = left
-        if on_step is not None:
-            nominal = schedule.steps(step, num_iter) if solver.annealed else schedule.upper
-            on_step(StepTrace(step, wanted.shape[1], nominal, len(visited[step]), time.perf_counter() - start))
     check_finite(tokens)
     return tokens
 
 
 class Positions(NamedTuple):
-    """The position embeddings of one grid: the encoder's and the decoder's [buffer + L, W], and those of the conditions [L, W]."""
+    """Position embeddings of one grid: of encoder and decoder [buffer + L, W], of the conditions [L, W]."""
 
     encoder: Tensor
     decoder: Tensor
     conditions: Tensor
 
 
-class MAR(nn.Module):
+class MAR(AnnealedModel):
     """Masked autoregressive encoder and decoder with a diffusion head.
 
     Args:
-        image_size, latent_stride: pixels a side, and pixels a latent.
-        latent_channels, patch_size: channels of the latents, and latents a token's side.
+        image_size, latent_stride: pixels per side, and pixels per latent.
+        latent_channels, patch_size: channels of the latents, and latents per side of a token.
         num_classes: labels 0..num_classes-1.
         width, depth, num_heads: of the encoder, and again of the decoder.
         buffer_size: slots that hold the class embedding in front of the tokens.
         head_depth, head_width: of the diffusion head.
-        attn_dropout, proj_dropout, label_drop_prob, mask_ratio_min, diffusion_batch_mul, grad_checkpointing: training alone.
+        attn_dropout and the rest: for training alone.
 
     Raises:
         ValueError: the sizes do not fit together.
     """
+
+    solvers = SOLVERS
 
     def __init__(
         self,
@@ -214,13 +200,11 @@ class MAR(nn.Module):
         grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        check_sizes(image_size=image_size, latent_stride=latent_stride, latent_channels=latent_channels, patch_size=patch_size)
-        check_sizes(num_classes=num_classes, width=width, depth=depth, num_heads=num_heads, buffer_size=buffer_size)
-        check_sizes(head_depth=head_depth, head_width=head_width, diffusion_batch_mul=diffusion_batch_mul)
-        check_shares(attn_dropout=attn_dropout, proj_dropout=proj_dropout, label_drop_prob=label_drop_prob, mask_ratio_min=mask_ratio_min)
+        check_arguments(locals())
         if image_size % (latent_stride * patch_size):
             raise ValueError(
-                f"image_size is {image_size}; it must be a multiple of latent_stride · patch_size = {latent_stride * patch_size}"
+                f"image_size is {image_size}; "
+                f"it must be a multiple of latent_stride · patch_size = {latent_stride * patch_size}"
             )
         if width % num_heads:
             raise ValueError(f"width is {width}; it must be a multiple of num_heads = {num_heads}")
@@ -251,23 +235,12 @@ class MAR(nn.Module):
 
     @property
     def length(self) -> int:
-        """Tokens an image."""
+        """Tokens per image."""
         return self.grid**2
 
     def _initialize(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-        for embedding in (
-            self.fake_latent,
-            self.mask_token,
-            self.encoder_pos_embed_learned,
-            self.decoder_pos_embed_learned,
-            self.diffusion_pos_embed_learned,
-        ):
+        initialize(self)
+        for embedding in (self.fake_latent, self.mask_token, *self.positions()):
             nn.init.normal_(embedding, std=0.02)
         for name, parameter in self.diffloss.net.named_parameters():
             if name.startswith("time_embed") and name.endswith("weight"):
@@ -279,18 +252,17 @@ class MAR(nn.Module):
     def patchify(self, latents: Tensor) -> Tensor:
         """Latents [B, C, H, W] -> tokens [B, L, C · patch_size²]."""
         p = self.patch_size
-        return latents.unfold(2, p, p).unfold(3, p, p).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+        return rearrange(latents, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
 
     def unpatchify(self, tokens: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
-        """Tokens [B, L, C · patch_size²] of a grid of `shape` (rows, columns) -> latents [B, C, H, W]."""
-        p = self.patch_size
-        return (
-            tokens.unflatten(1, shape or (self.grid, self.grid)).unflatten(3, (-1, p, p)).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
-        )
+        """Inverse of `patchify`, for a grid of `shape` (rows, columns) of tokens."""
+        (rows, columns), p = shape or (self.grid, self.grid), self.patch_size
+        return rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, w=columns, p=p, q=p)
 
     def positions(self, shape: tuple[int, int] | None = None) -> Positions:
-        """The position embeddings of a grid of `shape` (rows, columns): the learned ones, for other grids than the model's resized."""
-        learned = (self.encoder_pos_embed_learned[0], self.decoder_pos_embed_learned[0], self.diffusion_pos_embed_learned[0])
+        """Position embeddings of a grid of `shape` (rows, columns), resized where it is not the model's own."""
+        embeddings = (self.encoder_pos_embed_learned, self.decoder_pos_embed_learned, self.diffusion_pos_embed_learned)
+        learned = [embedding[0] for embedding in embeddings]
         if shape is None or shape == (self.grid, self.grid):
             return Positions(*learned)
 
@@ -301,20 +273,14 @@ class MAR(nn.Module):
 
         return Positions(*map(resized, learned))
 
-    def encode(self, tokens: Tensor, known: Tensor, class_embedding: Tensor, positions: Positions | None = None) -> Tensor:
-        """Encoder over the buffer and the known tokens.
-
-        Args:
-            tokens: [B, L, C].
-            known: positions of the known tokens, ascending [B, K].
-            class_embedding: [B, W].
-            positions: of the tokens' grid; by default of the model's own.
+    def encode(self, tokens: Tensor, known: Tensor, of_class: Tensor, positions: Positions | None = None) -> Tensor:
+        """Run the encoder over the buffer, class embeddings [B, W], and the tokens [B, L, C] at `known` [B, K].
 
         Returns:
             [B, buffer + K, W].
         """
         position = (positions or self.positions()).encoder
-        buffer = class_embedding[:, None] + position[: self.buffer_size]
+        buffer = of_class[:, None] + position[: self.buffer_size]
         x = self.z_proj(take_rows(tokens, known).to(buffer.dtype)) + position[self.buffer_size :][known]
         x = self.z_proj_ln(torch.cat([buffer, x], dim=1))
         for block in self.encoder_blocks:
@@ -322,19 +288,21 @@ class MAR(nn.Module):
         return self.encoder_norm(x)
 
     def decode(self, encoded: Tensor, known: Tensor, wanted: Tensor, positions: Positions | None = None) -> Tensor:
-        """Decoder over all positions; its last block computes the wanted ones only.
+        """Run the decoder over all positions, its last block over the wanted ones only.
 
         Args:
             encoded: the encoder's output [B, buffer + K, W].
             known, wanted: positions, ascending [B, K] and [B, T].
-            positions: of the tokens' grid; by default of the model's own.
 
         Returns:
             Conditions for the head [B, T, W].
         """
         positions = positions or self.positions()
         x = self.decoder_embed(encoded)
-        places = torch.cat([torch.arange(self.buffer_size, device=known.device).expand(len(known), -1), self.buffer_size + known], dim=1)
+        places = torch.cat(
+            [torch.arange(self.buffer_size, device=known.device).expand(len(known), -1), self.buffer_size + known],
+            dim=1,
+        )
         canvas = self.mask_token.to(x.dtype).expand(len(x), len(positions.decoder), -1)
         x = put_rows(canvas, places, x) + positions.decoder
         for block in self.decoder_blocks[:-1]:
@@ -348,15 +316,20 @@ class MAR(nn.Module):
         return block(*inputs)
 
     def forward(
-        self, latents: Tensor, labels: Tensor, mask: Tensor | None = None, timesteps: Tensor | None = None, noise: Tensor | None = None
+        self,
+        latents: Tensor,
+        labels: Tensor,
+        mask: Tensor | None = None,
+        timesteps: Tensor | None = None,
+        noise: Tensor | None = None,
     ) -> Tensor:
-        """Training loss of a batch.
+        """Compute the training loss of a batch.
 
         Args:
             latents: [B, C, H, W], unit variance.
             labels: int64 [B].
             mask: 1 where a token is to be predicted [B, L], as many in every image; drawn if not given.
-            timesteps, noise: for each of `diffusion_batch_mul` · B · L copies of the tokens, [N] and [N, C]; drawn if not given.
+            timesteps, noise: of `diffusion_batch_mul` · B · L copies of the tokens, [N] and [N, C]; drawn if not given.
 
         Returns:
             The head's mean loss over masked tokens, a scalar.
@@ -369,15 +342,20 @@ class MAR(nn.Module):
         return self.head_loss(tokens, wanted, z, timesteps, noise)
 
     def split(self, tokens: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Positions of tokens [B, L, C] that training shows and asks for, ascending [B, K] and [B, T]; drawn without a `mask` [B, L]."""
+        """Positions to show [B, K] and to predict [B, T], ascending; random without a `mask` [B, L]."""
         if mask is None:
-            order, masked = torch.rand(tokens.shape[:2], device=tokens.device).argsort(1), self._masked_count(tokens.shape[1])
+            order, masked = (
+                torch.rand(tokens.shape[:2], device=tokens.device).argsort(1),
+                self._masked_count(tokens.shape[1]),
+            )
         else:
             order, masked = mask.argsort(dim=1, descending=True, stable=True), int(mask[0].sum())
         return order[:, masked:].sort().values, order[:, :masked].sort().values
 
-    def head_loss(self, tokens: Tensor, wanted: Tensor, z: Tensor, timesteps: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
-        """The head's mean loss over the `wanted` [B, T] of tokens [B, L, C], with conditions z [B, T, W]; the rest as in `forward`."""
+    def head_loss(
+        self, tokens: Tensor, wanted: Tensor, z: Tensor, timesteps: Tensor | None = None, noise: Tensor | None = None
+    ) -> Tensor:
+        """Mean loss of the head over the `wanted` [B, T] of tokens [B, L, C], with conditions z [B, T, W]."""
         copies = self.diffusion_batch_mul
         target = take_rows(tokens, wanted)
 
@@ -396,36 +374,32 @@ class MAR(nn.Module):
         return self.diffloss(target.flatten(0, 1).repeat(copies, 1), z.flatten(0, 1).repeat(copies, 1), t, drawn)
 
     def _masked_count(self, length: int) -> int:
-        """How many of `length` tokens to mask: a ratio from a normal (mean 1, deviation 0.25) truncated to [mask_ratio_min, 1]."""
+        """Number of tokens to mask: a ratio from a normal (1, 0.25) truncated to [mask_ratio_min, 1]."""
         ratio = torch.empty(1)
         nn.init.trunc_normal_(ratio, mean=1.0, std=0.25, a=self.mask_ratio_min, b=1.0)
         return math.ceil(length * ratio.item())
-
-    def evaluations(self, schedule: StepSchedule, sampler: str, num_iter: int) -> list[int]:
-        """Evaluations of the head at each AR step that `generate` would make with these settings."""
-        return [len(timesteps) for timesteps in step_timesteps(sampler, schedule, num_iter)]
 
     @torch.no_grad()
     def generate(
         self,
         labels: Tensor,
-        num_iter: int = 64,
-        schedule: StepSchedule | None = None,
-        sampler: str = "DiSA",
-        guidance: Guidance | None = None,
-        temperature: float = 1.0,
         *,
+        num_iter: int = 64,
+        schedule: StepSchedule = StepSchedule(50, 5),
+        sampler: str = "DiSA",
+        guidance: Guidance = Guidance(),
+        temperature: float = 1.0,
         noise: NoiseSource,
         on_step: Callable[[StepTrace], None] | None = None,
     ) -> Tensor:
-        """Latents for class labels.
+        """Sample latents for class labels.
 
         Args:
             labels: int64 [B].
             num_iter: AR steps, 1 to the number of tokens.
-            schedule: diffusion steps at each AR step; by default 50 down to 5, linear.
-            sampler: a name in `disa.diffusion.SAMPLERS`.
-            guidance: by default none.
+            schedule: diffusion steps at each AR step.
+            sampler: a name in `disa.diffusion.SOLVERS`.
+            guidance: scale 1 is none.
             temperature: factor on the noise within the diffusion steps.
             noise: where the randomness comes from, such as `disa.ImageNoise`.
             on_step: called after each AR step.
@@ -437,8 +411,8 @@ class MAR(nn.Module):
             ValueError: a setting or a label is impossible.
             FloatingPointError: a latent came out as NaN or infinite.
         """
-        guidance = guidance or Guidance()
         check_labels(labels, self.num_classes)
+        anneal = self.annealing(schedule, sampler, noise, temperature, on_step, num_iter)
         embedding = self.class_emb(labels)
         if guidance.active:
             embedding = torch.cat([embedding, self.fake_latent.expand_as(embedding)])
@@ -448,16 +422,5 @@ class MAR(nn.Module):
             known, wanted = known.repeat(branches, 1), wanted.repeat(branches, 1)
             return self.decode(self.encode(tokens.repeat(branches, 1, 1), known, embedding), known, wanted)
 
-        tokens = autoregress(
-            backbone,
-            self.diffloss,
-            noise,
-            length=self.length,
-            num_iter=num_iter,
-            schedule=schedule or StepSchedule(),
-            sampler=sampler,
-            guidance=guidance,
-            temperature=temperature,
-            on_step=on_step,
-        )
+        tokens = autoregress(backbone, self.diffloss, anneal, length=self.length, guidance=guidance)
         return self.unpatchify(tokens)

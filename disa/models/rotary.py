@@ -1,32 +1,34 @@
-"""What FlowAR and xAR are made of: RMS norms, rotary attention against a cache, gated MLPs, blocks modulated six ways."""
+"""Layers of FlowAR and xAR: RMS norms, rotary attention with a KV cache, gated MLPs, blocks with six-way adaLN."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 # Both families scale the positions of every grid to this many, whatever its size.
 POSITIONS = 16
-Rotation = tuple[Tensor, Tensor]
+RoPE = tuple[Tensor, Tensor]
 
 
-class KeyValues:
-    """Keys and values of one attention layer, owned by a generation and allocated once, to their final length.
+class KVCache:
+    """Keys and values of one attention layer, allocated once for a whole generation.
 
     Args:
-        batch, num_heads, length, head_width: of the final tensors.
+        batch, num_heads, length, head_dim: shape of the full cache.
+        like: a tensor of its dtype and device.
     """
 
-    def __init__(self, batch: int, num_heads: int, length: int, head_width: int, like: Tensor) -> None:
-        self.keys = like.new_empty(batch, num_heads, length, head_width)
+    def __init__(self, batch: int, num_heads: int, length: int, head_dim: int, like: Tensor) -> None:
+        self.keys = like.new_empty(batch, num_heads, length, head_dim)
         self.values = torch.empty_like(self.keys)
         self.length = 0
 
-    def extend(self, keys: Tensor, values: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
-        """Everything kept so far, then the given [B, heads, T, D], which are kept for later calls if `keep`."""
+    def update(self, keys: Tensor, values: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+        """Append keys and values [B, heads, T, D] and return all so far; later calls see them only if `keep`."""
         end = self.length + keys.shape[2]
-        rows = len(keys)  # of a guided generation the conditional rows come first, and may come alone
+        rows = len(keys)  # with guidance the conditional rows come first, and may come alone
         self.keys[:rows, :, self.length : end], self.values[:rows, :, self.length : end] = keys, values
         if keep:
             self.length = end
@@ -34,7 +36,7 @@ class KeyValues:
 
 
 class RMSNorm(nn.Module):
-    """Division by the root mean square, computed in float32 (Zhang and Sennrich 2019); with `affine`, times a weight."""
+    """RMS norm computed in float32 (Zhang and Sennrich 2019), with a weight if `affine`."""
 
     def __init__(self, width: int, affine: bool) -> None:
         super().__init__()
@@ -60,50 +62,54 @@ class GEGLU(nn.Module):
         return self.drop(self.fc2(self.drop(F.gelu(self.fc1_g(x)) * self.fc1_x(x))))
 
 
-def rotation(grid: int, head_width: int, device: torch.device | None = None) -> Rotation:
-    """Cosines and sines [grid², head_width / 2] of 2-D rotary embeddings (Su et al. 2021) of a grid in row-major order.
+def grid_rope(grid: int, head_dim: int, device: torch.device | None = None) -> RoPE:
+    """Cosines and sines [grid², head_dim / 2] of 2-D rotary embeddings (Su et al. 2021) of a grid in row-major order.
 
-    Half of a head's channel pairs turn with the row, half with the column; positions run from 0 to 16 whatever the grid.
+    Half of the channel pairs rotate with the row, half with the column; positions run from 0 to 16 whatever the grid.
     """
-    frequencies = 10000 ** -(torch.arange(0, head_width // 2, 2, device=device).float() / (head_width // 2))
+    frequencies = 10000 ** -(torch.arange(0, head_dim // 2, 2, device=device).float() / (head_dim // 2))
     position = torch.arange(grid, device=device).float() / grid * POSITIONS
-    angles = torch.outer(position, frequencies)  # [grid, head_width / 4]
-    by_row = angles[:, None].expand(grid, grid, -1)
-    by_column = angles[None].expand(grid, grid, -1)
-    angles = torch.cat([by_row, by_column], dim=-1).flatten(0, 1)
+    angles = torch.outer(position, frequencies)  # [grid, head_dim / 4]
+    by_row, by_column = repeat(angles, "i d -> (i j) d", j=grid), repeat(angles, "j d -> (i j) d", i=grid)
+    angles = torch.cat([by_row, by_column], dim=-1)
     return angles.cos(), angles.sin()
 
 
-def rotate(x: Tensor, by: Rotation) -> Tensor:
-    """Each adjacent pair of channels of x [B, heads, L, D] turned by its angle."""
-    cos, sin = by
-    first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1).flatten(-2).to(x.dtype)
+def apply_rotary_emb(x: Tensor, rope: RoPE) -> Tensor:
+    """Rotate each adjacent pair of channels of x [B, heads, L, D] by its angle."""
+    cos, sin = rope
+    first, second = rearrange(x.float(), "... (d two) -> two ... d", two=2)
+    rotated = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    return rotated.flatten(-2).to(x.dtype)
 
 
 class RotaryAttention(nn.Module):
     """Multi-head self-attention with rotary positions."""
 
-    def __init__(self, width: int, num_heads: int, bias: bool = True, attn_dropout: float = 0.0, proj_dropout: float = 0.0) -> None:
+    def __init__(
+        self, width: int, num_heads: int, bias: bool = True, attn_dropout: float = 0.0, proj_dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.num_heads, self.attn_dropout = num_heads, attn_dropout
         self.qkv = nn.Linear(width, 3 * width, bias=bias)
         self.proj = nn.Linear(width, width)
         self.proj_drop = nn.Dropout(proj_dropout)
 
-    def forward(self, x: Tensor, turn: Rotation, mask: Tensor | None = None, cache: KeyValues | None = None, keep: bool = True) -> Tensor:
-        """x [B, L, W] attends to itself where `mask` [L, L] allows it, and to what `cache` holds; `keep` says whether it joins it."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = rotate(q, turn), rotate(k, turn)
+    def forward(
+        self, x: Tensor, rope: RoPE, mask: Tensor | None = None, cache: KVCache | None = None, keep: bool = True
+    ) -> Tensor:
+        """x [B, L, W] attends to itself where `mask` [L, L] allows, and to the `cache`, which it joins if `keep`."""
+        q, k, v = rearrange(self.qkv(x), "b l (n h d) -> n b h l d", n=3, h=self.num_heads)
+        q, k = apply_rotary_emb(q, rope), apply_rotary_emb(k, rope)
         if cache is not None:
-            k, v = cache.extend(k, v, keep)
+            k, v = cache.update(k, v, keep)
         dropout = self.attn_dropout if self.training else 0.0
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
+        return self.proj_drop(self.proj(rearrange(out, "b h l d -> b l (h d)")))
 
 
 class ModulatedBlock(nn.Module):
-    """Attention and gated MLP, each between RMS norms and gates that a condition sets (adaLN, six ways)."""
+    """Attention and gated MLP with six-way adaLN (gates, scales and shifts set by a condition)."""
 
     def __init__(self, width: int, num_heads: int, attn_dropout: float = 0.0, proj_dropout: float = 0.0) -> None:
         super().__init__()
@@ -114,11 +120,11 @@ class ModulatedBlock(nn.Module):
         self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def modulation(self, condition: Tensor) -> tuple[Tensor, ...]:
-        """Condition [B, 1 or L, W] -> two gates, two scales, two shifts; computed once where the condition stays."""
+        """Condition [B, 1 or L, W] -> two gates, two scales, two shifts."""
         return self.ada_lin(condition).chunk(6, dim=-1)
 
-    def forward(self, x: Tensor, modulation: tuple[Tensor, ...], turn: Rotation, **attention: object) -> Tensor:
+    def forward(self, x: Tensor, modulation: tuple[Tensor, ...], rope: RoPE, **attention: object) -> Tensor:
         """x [B, L, W] -> [B, L, W]; `attention` goes to `RotaryAttention`."""
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation
-        x = x + gate1 * self.attn(self.norm1(x) * (1 + scale1) + shift1, turn, **attention)
+        x = x + gate1 * self.attn(self.norm1(x) * (1 + scale1) + shift1, rope, **attention)
         return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)

@@ -1,45 +1,50 @@
 """xAR: autoregression over cells of tokens, each cell sampled by flow matching with the transformer itself.
 
-Ren et al., "Beyond Next-Token: Next-X Prediction for Autoregressive Visual Generation", 2025. Parameter names are the released ones.
+Ren et al., "Beyond Next-Token: Next-X Prediction for Autoregressive Visual Generation", 2025. Parameter names are as
+released.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
-from ..flow import get_flow_sampler, interpolate, linspace, velocity_loss
-from ..guidance import Guidance, combine
+from ..annealing import AnnealedModel, check_finite
+from ..flow import SOLVERS, interpolate, linspace, velocity_loss
+from ..guidance import Guidance, guided_velocity
 from ..noise import NoiseSource
 from ..schedule import StepSchedule
 from ..trace import StepTrace
-from .checks import check_finite, check_labels, check_shares, check_sizes, check_temperature
-from .layers import TimestepEmbedding
-from .rotary import KeyValues, ModulatedBlock, RMSNorm, Rotation, rotation
+from .checks import check_arguments, check_labels
+from .layers import TimestepEmbedding, initialize
+from .rotary import KVCache, ModulatedBlock, RMSNorm, RoPE, grid_rope
 
 
 def flow_times(steps: int) -> tuple[float, ...]:
-    """The flow times that `steps` steps visit: evenly from 1 to 0.04, then 0."""
+    """Flow times that `steps` steps visit: evenly from 1 to 0.04, then 0."""
     return (*linspace(1, 0.04, steps), 0.0)
 
 
-class XAR(nn.Module):
+class XAR(AnnealedModel):
     """Cell-wise autoregressive transformer that predicts the velocity of the current cell.
 
     Args:
-        image_size, latent_stride: pixels a side, and pixels a latent.
+        image_size, latent_stride: pixels per side, and pixels per latent.
         latent_channels: channels of the latents.
-        cells_per_side: cells a side of the latents; each is one AR step.
+        cells_per_side: cells per side of the latents; each is one AR step.
         num_classes: labels 0..num_classes-1.
         width, depth, num_heads: of the first half of the transformer, and again of the second.
-        attn_dropout, proj_dropout, label_drop_prob: training alone.
+        attn_dropout and the rest: for training alone.
 
     Raises:
         ValueError: the sizes do not fit together.
     """
+
+    solvers = SOLVERS
+    flow_times = staticmethod(flow_times)
 
     def __init__(
         self,
@@ -57,18 +62,20 @@ class XAR(nn.Module):
         label_drop_prob: float = 0.1,
     ) -> None:
         super().__init__()
-        check_sizes(image_size=image_size, latent_stride=latent_stride, latent_channels=latent_channels, num_classes=num_classes)
-        check_sizes(cells_per_side=cells_per_side, width=width, depth=depth, num_heads=num_heads)
-        check_shares(attn_dropout=attn_dropout, proj_dropout=proj_dropout, label_drop_prob=label_drop_prob)
+        check_arguments(locals())
         grid = image_size // latent_stride
         if image_size % latent_stride or grid % cells_per_side:
             raise ValueError(
-                f"cells_per_side is {cells_per_side}; it must divide image_size / latent_stride = {image_size / latent_stride:g}"
+                f"cells_per_side is {cells_per_side}; "
+                f"it must divide image_size / latent_stride = {image_size / latent_stride:g}"
             )
         if width % (4 * num_heads):
-            raise ValueError(f"width is {width}; it must be a multiple of 4 · num_heads = {4 * num_heads}, for 2-D rotary positions")
+            raise ValueError(
+                f"width is {width}; it must be a multiple of 4 · num_heads = {4 * num_heads}, for 2-D rotary positions"
+            )
         self.grid, self.cells_per_side, self.num_classes = grid, cells_per_side, num_classes
-        self.head_width, self.label_drop_prob = width // num_heads, label_drop_prob
+        self.ar_steps = self.cells
+        self.head_dim, self.label_drop_prob = width // num_heads, label_drop_prob
 
         def blocks() -> nn.ModuleList:
             return nn.ModuleList(ModulatedBlock(width, num_heads, attn_dropout, proj_dropout) for _ in range(depth))
@@ -88,12 +95,7 @@ class XAR(nn.Module):
         self._initialize()
 
     def _initialize(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
+        initialize(self)
         for name, parameter in self.named_parameters():
             if "pos_embed" in name:
                 nn.init.normal_(parameter, std=0.02)
@@ -103,25 +105,24 @@ class XAR(nn.Module):
 
     @property
     def cells(self) -> int:
-        """Cells an image."""
+        """Cells per image."""
         return self.cells_per_side**2
 
     def to_cells(self, grid: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, cells, H · W / cells, C], cells and the tokens in each in row-major order."""
         n = self.cells_per_side
-        return grid.unflatten(3, (n, -1)).unflatten(2, (n, -1)).permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)
+        return rearrange(grid, "b c (n h) (m w) -> b (n m) (h w) c", n=n, m=n)
 
     def from_cells(self, cells: Tensor) -> Tensor:
-        """The way back."""
+        """Inverse of `to_cells`."""
         n, side = self.cells_per_side, self.grid // self.cells_per_side
-        return cells.unflatten(2, (side, side)).unflatten(1, (n, n)).permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+        return rearrange(cells, "b (n m) (h w) c -> b c (n h) (m w)", n=n, h=side)
 
-    def _rotation(self, device: torch.device) -> Rotation:
-        """Of the whole sequence, cell by cell."""
-        cos, sin = (
-            self.to_cells(part.T.unflatten(1, (self.grid, self.grid))[None]).flatten(0, 2)
-            for part in rotation(self.grid, self.head_width, device)
-        )
+    def _rope(self, device: torch.device) -> RoPE:
+        """Rotary embeddings of the whole sequence, cell by cell."""
+        grid, n = grid_rope(self.grid, self.head_dim, device), self.cells_per_side
+        split = {"n": n, "m": n, "h": self.grid // n}
+        cos, sin = (rearrange(part, "(n h m w) d -> (n m h w) d", **split) for part in grid)
         return cos, sin
 
     @property
@@ -134,26 +135,30 @@ class XAR(nn.Module):
         x: Tensor,
         where: slice,
         condition: Tensor,
-        turn: Rotation,
+        rope: RoPE,
         mask: Tensor | None = None,
-        caches: list[KeyValues] | None = None,
+        caches: list[KVCache] | None = None,
         keep: bool = True,
     ) -> Tensor:
-        """Tokens x [B, L, C] that lie at `where` in the sequence, with conditions [B, 1 or L, W] -> velocity [B, L, C]."""
-        turn = (turn[0][where], turn[1][where])
+        """Tokens x [B, L, C] at `where` in the sequence, with conditions [B, 1 or L, W] -> velocity [B, L, C]."""
+        rope = (rope[0][where], rope[1][where])
         x = self.z_proj_ln(self.z_proj(x) + self.encoder_pos_embed_learned[:, where])
         for i, block in enumerate(self._blocks):
             if i == len(self.encoder_blocks):
                 x = self.decoder_embed(self.encoder_norm(x)) + self.decoder_pos_embed_learned[:, where]
-            x = block(x, block.modulation(condition), turn, mask=mask, cache=caches[i] if caches else None, keep=keep)
+            x = block(x, block.modulation(condition), rope, mask=mask, cache=caches[i] if caches else None, keep=keep)
         return self.pred(self.decoder_norm(x))
 
     def _time(self, t: Tensor) -> Tensor:
         """Flow times [N] -> embeddings [N, W]."""
         return self.time_embed((1000 * t).long())
 
-    def forward(self, latents: Tensor, labels: Tensor, times: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
-        """Training loss of a batch; every cell is noised to a time of its own and sees the cells before it as noisy as they are.
+    def forward(
+        self, latents: Tensor, labels: Tensor, times: Tensor | None = None, noise: Tensor | None = None
+    ) -> Tensor:
+        """Compute the training loss of a batch.
+
+        Each cell is noised to a time of its own, and attends to the cells before it as noisy as they are.
 
         Args:
             latents: [B, C, H, W], unit variance.
@@ -171,85 +176,56 @@ class XAR(nn.Module):
         dropped = torch.rand(batch, device=device) < self.label_drop_prob
         of_class = self.class_emb(torch.where(dropped, self.num_classes, labels))
         tokens = x0.shape[2]
-        condition = (of_class[:, None] + self._time(t.T.flatten()).unflatten(0, (batch, -1))).repeat_interleave(tokens, dim=1)
+        condition = (of_class[:, None] + self._time(t.T.flatten()).unflatten(0, (batch, -1))).repeat_interleave(
+            tokens, dim=1
+        )
         cell_of = torch.arange(self.cells, device=device).repeat_interleave(tokens)
         mask = cell_of[:, None] >= cell_of[None]
         noisy = interpolate(x0, eps, t.T)
-        velocity = self.transform(noisy.flatten(1, 2), slice(None), condition, self._rotation(device), mask)
+        velocity = self.transform(noisy.flatten(1, 2), slice(None), condition, self._rope(device), mask)
         return velocity_loss(velocity.float(), x0.flatten(1, 2), eps.flatten(1, 2))
-
-    def evaluations(self, schedule: StepSchedule, sampler: str) -> list[int]:
-        """Evaluations of the velocity at each AR step that `generate` would make with these settings."""
-        steps = (len(flow_times(schedule.steps(step, self.cells))) - 1 for step in range(self.cells))
-        return [get_flow_sampler(sampler).evaluations(count) for count in steps]
 
     @torch.no_grad()
     def generate(
         self,
         labels: Tensor,
-        schedule: StepSchedule | None = None,
-        sampler: str = "euler_maruyama",
-        guidance: Guidance | None = None,
-        temperature: float = 1.0,
         *,
+        schedule: StepSchedule = StepSchedule(50, 15),
+        sampler: str = "euler_maruyama",
+        guidance: Guidance = Guidance(),
+        temperature: float = 1.0,
         noise: NoiseSource,
         on_step: Callable[[StepTrace], None] | None = None,
     ) -> Tensor:
-        """Latents for class labels, one AR step a cell.
+        """Sample latents float32 [B, C, H, W] for class labels [B], one AR step per cell.
 
-        Args:
-            labels: int64 [B].
-            schedule: flow steps at each cell; by default 50 down to 15, linear.
-            sampler: a name in `disa.flow.FLOW_SAMPLERS`.
-            guidance: by default none; it applies at flow times up to `max_time`, where its scale is not 1.
-            temperature: factor on the noise that steps add; Euler and Heun add none.
-            noise: where the randomness comes from, such as `disa.ImageNoise`.
-            on_step: called after each cell.
-
-        Returns:
-            float32 [B, C, H, W], unit variance.
-
-        Raises:
-            ValueError: a setting or a label is impossible.
-            FloatingPointError: a latent came out as NaN or infinite.
+        `sampler` is a name in `disa.flow.SOLVERS`; guidance applies at flow times up to `max_time` where its scale
+        is not 1; `temperature` is a factor on the noise that steps add. All else as for `MAR.generate`.
         """
-        schedule, guidance, solver = schedule or StepSchedule(50, 15), guidance or Guidance(), get_flow_sampler(sampler)
         check_labels(labels, self.num_classes)
-        check_temperature(temperature)
-        batch, last, device = len(labels), self.cells - 1, labels.device
-        branches = 2 if guidance.active else 1
+        anneal = self.annealing(schedule, sampler, noise, temperature, on_step)
+        last, device = self.cells - 1, labels.device
         of_class = self.class_emb(labels)
         if guidance.active:
             of_class = torch.cat([of_class, self.class_emb(torch.full_like(labels, self.num_classes))])
-        turn = self._rotation(device)
-        heads = of_class.shape[-1] // self.head_width
-        caches = [KeyValues(len(of_class), heads, self.grid**2, self.head_width, of_class) for _ in self._blocks]
-        tokens = self.grid**2 // self.cells
+        rope, tokens, heads = self._rope(device), self.grid**2 // self.cells, of_class.shape[-1] // self.head_dim
+        caches = [KVCache(len(of_class), heads, self.grid**2, self.head_dim, of_class) for _ in self._blocks]
         cells: list[Tensor] = []
         for step in range(self.cells):
-            start = time.perf_counter()
             where = slice(step * tokens, (step + 1) * tokens)
-            scale = guidance.at(step / last if last else 1.0)
             if cells:  # the finished cell joins the caches, as what it is: data, at time 0
                 before = slice(where.start - tokens, where.start)
-                finished = cells[-1].to(of_class.dtype).repeat(branches, 1, 1)
-                self.transform(finished, before, (of_class + self._time(torch.zeros(1, device=device)))[:, None], turn, caches=caches)
+                finished = cells[-1].to(of_class.dtype).repeat(1 + guidance.active, 1, 1)
+                condition = (of_class + self._time(torch.zeros(1, device=device)))[:, None]
+                self.transform(finished, before, condition, rope, caches=caches)
 
-            def velocity(x: Tensor, t: float, where=where, scale=scale) -> Tensor:
-                when = self._time(torch.tensor([t], device=device))
-                x = x.to(of_class.dtype)
-                if scale == 1 or t > guidance.max_time:
-                    return self.transform(x, where, (of_class[:batch] + when)[:, None], turn, caches=caches, keep=False)
-                both = self.transform(torch.cat([x, x]), where, (of_class + when)[:, None], turn, caches=caches, keep=False)
-                conditional, unconditional = both.float().chunk(2)
-                return combine(conditional, unconditional, scale)
+            def velocity(x: Tensor, t: float, where: slice = where) -> Tensor:
+                condition = of_class[: len(x)] + self._time(torch.tensor([t], device=device))
+                return self.transform(x, where, condition[:, None], rope, caches=caches, keep=False)
 
-            times = flow_times(schedule.steps(step, last + 1))
-            draws = noise.normal(step, solver.draws(len(times) - 1), tokens, self.z_proj.in_features)
-            cells.append(solver.solve(velocity, draws, times, temperature))
-            if on_step is not None:
-                evaluations = solver.evaluations(len(times) - 1)
-                on_step(StepTrace(step, tokens, schedule.steps(step, last + 1), evaluations, time.perf_counter() - start))
+            scale = guidance.at(step / last if last else 1.0)
+            network = guided_velocity(velocity, scale, guidance.max_time, of_class.dtype)
+            cells.append(anneal(step, network, tokens, self.z_proj.in_features))
         latents = self.from_cells(torch.stack(cells, dim=1)).float()
         check_finite(latents)
         return latents

@@ -1,61 +1,24 @@
-"""Training state on disk, in the layout of the released checkpoints (`checkpoint-last.pth`)."""
+"""The state of a training, and its file in the layout of the released checkpoints (`checkpoint-last.pth`)."""
 
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from .. import distributed
-from ..checkpoints import load_into, read_checkpoint
-from ..files import atomic_write
+from ..runtime import distributed
+from ..runtime.files import atomic_write
+from ..weights.fetch import LAST as LAST  # what training writes
+from ..weights.load import load_into, read_checkpoint
 from . import sharding
-from .optimization import EMA
-
-LAST = "checkpoint-last.pth"
-
-
-def save_training(
-    path: Path,
-    model: nn.Module,
-    ema: EMA,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    step: int,
-    steps_per_epoch: int,
-    args: argparse.Namespace,
-) -> None:
-    """Write everything that a resumed run needs, whole or not at all; every rank calls this.
-
-    Keys are the released `model`, `model_ema`, `optimizer`, `epoch` (the last finished one), `scaler` and `args`; `step` is
-    ours, and lets a run go on in the middle of an epoch.
-    """
-    # Without second names of a weight (Harmon's output layer is its embedding): the average would not reach them.
-    own = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
-    weights = sharding.whole({name: value for name, value in model.state_dict().items() if name in own})
-    state = {
-        "model": weights,
-        "model_ema": {**weights, **sharding.whole(ema.average)},
-        "optimizer": sharding.whole(optimizer.state_dict()),
-        "epoch": step // steps_per_epoch - 1,
-        "scaler": scaler.state_dict(),
-        "args": args,
-        "step": step,
-        "steps_per_epoch": steps_per_epoch,
-    }
-    if distributed.is_main():
-        with atomic_write(path) as beside:
-            try:
-                torch.save(state, beside)
-            except RuntimeError as error:  # which is what torch makes of a full disk
-                raise OSError(f"{path} cannot be written ({str(error).splitlines()[0]})") from error
-    distributed.barrier()
+from .optimization import EMA, TrainingSettings, parameter_groups
 
 
 def find_checkpoint(resume: str | Path) -> Path:
-    """The checkpoint that `resume` names: a file, or a folder with checkpoint-last.pth.
+    """Return the checkpoint that `resume` names: a file, or a folder with checkpoint-last.pth.
 
     Raises:
         FileNotFoundError: there is none.
@@ -66,29 +29,83 @@ def find_checkpoint(resume: str | Path) -> Path:
     return path
 
 
-def load_training(
-    path: Path, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, steps_per_epoch: int
-) -> int:
-    """Fill everything from `path`, ours or a released one; returns the number of steps done.
+class TrainingState:
+    """A model in training, and everything that a resumed run needs.
 
-    Raises:
-        ValueError: the file is not a training checkpoint of this model.
+    Attributes:
+        network: the model, wrapped for several ranks.
+        path: of the checkpoint; `args` is kept in it, as in the released ones.
     """
-    state = read_checkpoint(path)
-    missing = [key for key in ("model", "model_ema", "optimizer", "epoch") if key not in state]
-    if missing:
-        raise ValueError(f"{path} cannot be resumed: it has no {', '.join(missing)}; give a checkpoint-last.pth that training wrote")
-    averaged = sharding.like_weights(state["model_ema"], model)
-    load_into(model, averaged, path)  # checks it
-    ema.load(averaged)
-    load_into(model, sharding.like_weights(state["model"], model), path)
-    try:
-        optimizer.load_state_dict(sharding.like_optimizer(state["optimizer"], optimizer))
-    except ValueError as error:
-        raise ValueError(f"{path} is of another model: {str(error).splitlines()[-1].strip()}") from error
-    if state.get("scaler"):
-        scaler.load_state_dict(state["scaler"])
-    if "step" not in state:
-        return (state["epoch"] + 1) * steps_per_epoch
-    # With other ranks or another batch size an epoch has another number of steps; what was done of the epochs counts.
-    return state["step"] * steps_per_epoch // state["steps_per_epoch"]
+
+    def __init__(
+        self, model: nn.Module, settings: TrainingSettings, steps_per_epoch: int, path: Path, args: argparse.Namespace
+    ) -> None:
+        self.model, self.network, self.settings, self.path, self.args = model, model, settings, path, args
+        self.step, self.steps_per_epoch, self.saved_at = 0, steps_per_epoch, time.monotonic()
+        self.device = next(model.parameters()).device
+        self.ema = EMA(model, settings.ema_rate)
+        self.optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), betas=(0.9, 0.95))
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.dtype == torch.float16)
+
+    @property
+    def epoch(self) -> int:
+        """Number of epochs done."""
+        return self.step // self.steps_per_epoch
+
+    def has_ended(self, epochs: int) -> bool:
+        """Whether an epoch has just ended that is the last, or a multiple of `epochs`."""
+        between = self.step > 0 and self.step % self.steps_per_epoch == 0
+        return between and (self.epoch % epochs == 0 or self.epoch == self.settings.epochs)
+
+    def save(self) -> None:
+        """Write a checkpoint, whole or not at all; every rank calls this.
+
+        Keys are the released `model`, `model_ema`, `optimizer`, `epoch` (the last finished one), `scaler` and `args`;
+        and `step` and `steps_per_epoch`, so that a run can continue within an epoch.
+        """
+        # Without second names of a weight (Harmon's output layer is its embedding): the average would not reach them.
+        own = {name for name, _ in (*self.model.named_parameters(), *self.model.named_buffers())}
+        weights = sharding.whole({name: value for name, value in self.model.state_dict().items() if name in own})
+        content = {
+            "model": weights,
+            "model_ema": {**weights, **sharding.whole(self.ema.average)},
+            "optimizer": sharding.whole(self.optimizer.state_dict()),
+            "epoch": self.epoch - 1,
+            "scaler": self.scaler.state_dict(),
+            "args": self.args,
+            "step": self.step,
+            "steps_per_epoch": self.steps_per_epoch,
+        }
+        if distributed.is_main():
+            with atomic_write(self.path) as beside:
+                try:
+                    torch.save(content, beside)
+                except RuntimeError as error:  # as torch reports a full disk
+                    raise OSError(f"{self.path} cannot be written ({str(error).splitlines()[0]})") from error
+        distributed.barrier()
+        self.saved_at = time.monotonic()
+
+    def load(self, path: Path) -> None:
+        """Fill everything from a checkpoint, ours or a released one.
+
+        Raises:
+            ValueError: the file is not a training checkpoint of this model.
+        """
+        content = read_checkpoint(path)
+        if missing := [key for key in ("model", "model_ema", "optimizer", "epoch") if key not in content]:
+            advice = "give a checkpoint-last.pth that training wrote"
+            raise ValueError(f"{path} cannot be resumed: it has no {', '.join(missing)}; {advice}")
+        averaged = sharding.like_weights(content["model_ema"], self.model)
+        load_into(self.model, averaged, path)  # checks it
+        self.ema.load(averaged)
+        load_into(self.model, sharding.like_weights(content["model"], self.model), path)
+        try:
+            self.optimizer.load_state_dict(sharding.like_optimizer(content["optimizer"], self.optimizer))
+        except ValueError as error:
+            raise ValueError(f"{path} is of another model: {str(error).splitlines()[-1].strip()}") from error
+        if content.get("scaler"):
+            self.scaler.load_state_dict(content["scaler"])
+        if "step" in content:  # with other ranks or another batch size an epoch has another number of steps
+            self.step = content["step"] * self.steps_per_epoch // content["steps_per_epoch"]
+        else:
+            self.step = (content["epoch"] + 1) * self.steps_per_epoch

@@ -28,7 +28,9 @@ def test_respaced_process_keeps_alpha_bar_and_its_posterior_composes():
 def test_gaussian_kl_is_torchs():
     mean1, mean2, log_variance1, log_variance2 = torch.randn(4, 100, generator=torch.Generator().manual_seed(0))
     normal = torch.distributions.Normal
-    expected = torch.distributions.kl_divergence(normal(mean1, (log_variance1 / 2).exp()), normal(mean2, (log_variance2 / 2).exp()))
+    expected = torch.distributions.kl_divergence(
+        normal(mean1, (log_variance1 / 2).exp()), normal(mean2, (log_variance2 / 2).exp())
+    )
     assert torch.allclose(gaussian_kl(mean1, log_variance1, mean2, log_variance2), expected, atol=1e-5)
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from disa import Guidance, ImageNoise, StepSchedule, build_model
-from disa.checkpoints import manifest
+from disa.data.text import TextTokenizer
 from disa.models.harmon import IGNORED
-from disa.text import TextTokenizer
+from disa.weights.verify import manifest
 from tests.conftest import SMALL_MAR, ReplayedNoise, fill, load_json, load_reference, relative_error
 
 INDEX = load_json("harmon/index.json")
@@ -15,7 +15,7 @@ SCHEDULE = StepSchedule(8, 3)  # of the recorded draws
 
 def small_harmon(**mar):
     """The small Harmon of the reference outputs, with their weights."""
-    return fill(build_model("harmon", mar={**SMALL_MAR, **mar}, llm=INDEX["llm"], image_tokenizer="space_to_depth"))
+    return fill(build_model("harmon", mar={**SMALL_MAR, **mar}, llm=INDEX["llm"], vae="space_to_depth"))
 
 
 @pytest.mark.parametrize("name", INDEX["samples"])
@@ -42,7 +42,7 @@ def test_visual_features_match_the_reference():
     tokens = recorded["tokens"].flatten(1, 2)
     with torch.no_grad():
         encoded = model.mar.encode(tokens, torch.arange(16).expand(2, -1), model.mar.fake_latent.expand(2, -1))
-        seen = model.see(recorded["tokens"].permute(0, 3, 1, 2))
+        seen = model.visual_features(recorded["tokens"].permute(0, 3, 1, 2))
     assert relative_error(encoded, recorded["encoder"].numpy()) <= 1e-5
     assert relative_error(seen, recorded["projected"].numpy()) <= 1e-5
 
@@ -54,7 +54,9 @@ def test_names_and_shapes_are_the_released_ones(name):
     known = manifest(name)
     parameters = {key: list(value.shape) for key, value in model.named_parameters()}
     assert parameters == known["parameters"]
-    assert {key: list(value.shape) for key, value in model.state_dict().items() if key not in parameters} == known["buffers"]
+    assert {key: list(value.shape) for key, value in model.state_dict().items() if key not in parameters} == known[
+        "buffers"
+    ]
 
 
 def pad(rows):
@@ -68,7 +70,13 @@ def pad(rows):
 def draw(model, prompts, seeds, **settings):
     ids, mask = pad([*prompts, *[[7, 3, 1]] * len(prompts)])
     return model.generate(
-        input_ids=ids, attention_mask=mask, num_iter=4, schedule=SCHEDULE, noise=ImageNoise(seeds), guidance=Guidance(3.0), **settings
+        input_ids=ids,
+        attention_mask=mask,
+        num_iter=4,
+        schedule=SCHEDULE,
+        noise=ImageNoise(seeds),
+        guidance=Guidance(3.0),
+        **settings,
     )
 
 
@@ -78,20 +86,22 @@ def test_prompts_of_different_lengths_in_one_batch_give_what_each_gives_alone():
     for i, prompt in enumerate(prompts):
         alone = draw(model, [prompt], [i + 1], image_shape=(4, 6))
         assert relative_error(together[i : i + 1], alone.numpy()) <= 1e-4
-    assert relative_error(together[:1], draw(model, [[6, 9]], [1], image_shape=(4, 6)).numpy()) > 1e-2  # the prompt matters
+    assert (
+        relative_error(together[:1], draw(model, [[6, 9]], [1], image_shape=(4, 6)).numpy()) > 1e-2
+    )  # the prompt matters
 
 
 def test_reading_leaves_no_trace_in_the_prompts_cache():
     model = small_harmon()
     ids, mask = pad([[5, 9, 17], [4]])
-    prompt, untouched = model.remember(ids, mask), model.remember(ids, mask)
+    prompt, untouched = model.prefill(ids, mask), model.prefill(ids, mask)
     torch.manual_seed(0)
     first, second = torch.randn(2, 4 + 3, 48), torch.randn(2, 4 + 9, 48)
     with torch.no_grad():
-        expected = model.read(second, untouched)
-        model.read(first, prompt)
-        model.read(second, prompt)
-        assert torch.equal(model.read(second, prompt), expected)
+        expected = model.attend(second, untouched)
+        model.attend(first, prompt)
+        model.attend(second, prompt)
+        assert torch.equal(model.attend(second, prompt), expected)
     assert prompt.cache.get_seq_length() == 3
 
 
@@ -129,7 +139,9 @@ def training_batch(seed=0):
 def test_training_losses_reach_every_trained_parameter():
     model = small_harmon().train()
     model(*training_batch()).backward()
-    missed = [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
+    missed = [
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None
+    ]
     assert missed == []
 
 
@@ -148,7 +160,9 @@ def test_gradient_checkpointing_keeps_less_for_the_same_gradients():
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = model(*training_batch())
         loss.backward()
-        gradients.append({name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad})
+        gradients.append(
+            {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+        )
     assert kept[1] < kept[0] / 2
     torch.testing.assert_close(gradients[1], gradients[0])
 
@@ -158,7 +172,7 @@ def test_padding_does_not_change_the_losses():
     mask = torch.zeros(1, 16).index_fill(1, torch.arange(10), 1)
     given = {"mask": mask, "timesteps": torch.full((32,), 400), "noise": torch.ones(32, 16)}
     losses = [
-        model.drawing_loss(latents, torch.tensor([ids]), torch.tensor([valid]), **given)
+        model.text_to_image_loss(latents, torch.tensor([ids]), torch.tensor([valid]), **given)
         for ids, valid in (([5, 9], [1, 1]), ([5, 9, 3, 3], [1, 1, 0, 0]), ([5, 9, 3, 3], [1, 1, 1, 1]))
     ]
     torch.testing.assert_close(losses[0], losses[1])
@@ -174,7 +188,7 @@ def test_gradients_into_the_visual_features_are_scaled():
     for training in (False, True):
         model = small_harmon().train(training)
         latents = torch.ones(1, 16, 4, 4)
-        model.answering_loss(latents, asked, torch.ones_like(asked), labels, image_token).backward()
+        model.image_to_text_loss(latents, asked, torch.ones_like(asked), labels, image_token).backward()
         gradients.append(model.mar.z_proj.weight.grad)
     torch.testing.assert_close(0.1 * gradients[0], gradients[1])
 
@@ -184,7 +198,8 @@ def test_angles_stay_float32_in_half_types():
     exact = model.llm.model.rotary_emb(torch.zeros(1, 1, 64), far)
     model.bfloat16()
     half = model.llm.model.rotary_emb(torch.zeros(1, 1, 64), far)
-    assert model.llm.model.rotary_emb.inv_freq.dtype == torch.float32 and model.proj_in[0].weight.dtype == torch.bfloat16
+    assert model.llm.model.rotary_emb.inv_freq.dtype == torch.float32
+    assert model.proj_in[0].weight.dtype == torch.bfloat16
     torch.testing.assert_close(half, exact)
 
 
@@ -192,9 +207,9 @@ def test_bfloat16_reads_what_float32_reads():
     model, generator = small_harmon(), torch.Generator().manual_seed(0)
     ids, mask, encoded = *pad([[5, 9, 17]]), torch.randn(1, 12, 48, generator=generator)
     with torch.no_grad():
-        exact = model.read(encoded, model.remember(ids, mask))
+        exact = model.attend(encoded, model.prefill(ids, mask))
         model.bfloat16()
-        half = model.read(encoded.bfloat16(), model.remember(ids, mask))
+        half = model.attend(encoded.bfloat16(), model.prefill(ids, mask))
     assert relative_error(half.float(), exact.numpy()) < 0.02
 
 
@@ -218,5 +233,7 @@ def test_prompts_and_their_ids_give_the_same_image():
     model = build_model("harmon_fashion").eval()
     model.text = TextTokenizer.load("disa/bundled/harmon_fashion_tokenizer.json")
     settings = {"num_iter": 2, "schedule": StepSchedule(3, 2), "noise": ImageNoise([1])}
-    ids, mask = model.text.drawing_prompts(["a bright sneaker"], guided=True)
-    assert torch.equal(model.generate(["a bright sneaker"], **settings), model.generate(input_ids=ids, attention_mask=mask, **settings))
+    ids, mask = model.text.text_to_image_prompts(["a bright sneaker"], guided=True)
+    assert torch.equal(
+        model.generate(["a bright sneaker"], **settings), model.generate(input_ids=ids, attention_mask=mask, **settings)
+    )

@@ -1,16 +1,13 @@
-"""Fully sharded training on two processes: the same numbers as with copies on each, in checkpoints that either can go on from."""
-
-import os
-import subprocess
-import sys
+"""Fully sharded training on two processes: the numbers and the checkpoints of training with copies on each."""
 
 import pytest
 import torch
 
-from disa.checkpoints import read_checkpoint
 from disa.training import sharding
 from disa.training.checkpoint import LAST
-from tests.test_flags import ROOT
+from disa.weights.load import read_checkpoint
+from tests.helpers import processes
+from tests.helpers.processes import TORCHRUN
 from tests.training.test_loop import losses
 
 SCRIPT = """
@@ -19,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from disa import distributed
+from disa.runtime import distributed
 from tests.training.test_loop import run
 
 torch.set_num_threads(1)
@@ -42,11 +39,7 @@ distributed.shutdown()
 
 def train(tmp_path, folder, how, die_at=0):
     (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(
-        [*command, str(tmp_path / "script.py"), str(tmp_path / folder), how, str(die_at)], env=environment, capture_output=True, text=True
-    )
+    ended = processes.run(*TORCHRUN, tmp_path / "script.py", tmp_path / folder, how, die_at, code=None)
     assert (ended.returncode == 0) == (die_at == 0), ended.stderr
     return tmp_path / folder
 
@@ -66,6 +59,6 @@ def test_sharded_runs_give_the_copied_ones_losses_and_checkpoints(tmp_path):
     )
 
 
-def test_one_process_has_nothing_to_share(tmp_path):
+def test_one_process_has_nothing_to_share():
     with pytest.raises(ValueError, match="more than one process"):
         sharding.shard(torch.nn.Linear(2, 2), torch.device("cpu"))

@@ -1,6 +1,14 @@
-"""Fetch xAR's published weights, the KL-16 tokenizer and ImageNet's statistics to where the commands look for them."""
+"""Fetch xAR's published weights, KL-16 and ImageNet's statistics to where the commands look for them."""
 
-from disa.cli import download, run
+from disa.commands.checkpoints import download
+from disa.commands.exit import run
+
+FILES = ("kl16", "xar_base", "xar_large", "xar_huge", "adm_in256_stats")
+
+
+def main() -> None:
+    download(__doc__, FILES)
+
 
 if __name__ == "__main__":
-    run(lambda: download(__doc__, ("kl16", "xar_base", "xar_large", "xar_huge", "adm_in256_stats")))
+    run(main)

@@ -1,0 +1,69 @@
+"""`disa checkpoints`: published weights, and a family's `util/download.py`."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
+
+from ..runtime.devices import DTYPES
+from ..weights import fetch, load, verify
+from .flags import HelpFormatter
+
+
+def add_flags(parser: ArgumentParser) -> None:
+    group = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, action: Callable[[Namespace], int | None], text: str) -> ArgumentParser:
+        command = group.add_parser(name, help=text, formatter_class=HelpFormatter)
+        command.set_defaults(action=action)
+        return command
+
+    add("list", _list, "name, size, licence and origin of every published file")
+    command = add("fetch", _fetch, "download published files; a broken download goes on where it stopped")
+    command.add_argument("name", nargs="+", metavar="NAME", help="one of `disa checkpoints list`")
+    command.add_argument("--out", default="pretrained_models", help="folder")
+    command = add("verify", _verify, "compare a file with what was published: names, shapes, finite values")
+    command.add_argument("path", metavar="PATH")
+    names = ", ".join(verify.manifests())
+    command.add_argument("--manifest", metavar="NAME", help=f"one of {names}; by default the closest")
+    command = add("export", _export, "a checkpoint's weights as safetensors")
+    command.add_argument("path", metavar="PATH", help="checkpoint file, or a folder with checkpoint-last.pth")
+    command.add_argument("out", metavar="OUT", help="file to write")
+    command.add_argument("--weights", choices=("ema", "model"), default="ema", help="which of the checkpoint's weights")
+    command.add_argument("--dtype", choices=DTYPES, default="float32", help="to store them in")
+
+
+def main(args: Namespace) -> int | None:
+    return args.action(args)
+
+
+def _list(_: Namespace) -> None:
+    for entry in fetch.CATALOGUE.values():
+        size = f"{entry.megabytes} MB" if entry.megabytes else "-"
+        print(f"{entry.name:16} {size:>8}  {entry.licence:32} {entry.origin}")
+
+
+def _fetch(args: Namespace) -> None:
+    for name in args.name:
+        print(fetch.fetch(name, args.out))
+
+
+def _verify(args: Namespace) -> int:
+    name, problems = verify.verify(args.path, args.manifest)
+    for problem in problems:
+        print(problem)
+    print(f"{args.path} {'does not match' if problems else 'matches'} {name}")
+    return 1 if problems else 0
+
+
+def _export(args: Namespace) -> None:
+    load.export(args.path, args.out, args.weights, DTYPES[args.dtype])
+    print(args.out)
+
+
+def download(description: str, files: Sequence[str]) -> None:
+    """Fetch some of `files` or all, as the command line says."""
+    parser = ArgumentParser(description=description, formatter_class=HelpFormatter)
+    parser.add_argument("name", nargs="*", default=files, help=f"some of {', '.join(files)}; by default all")
+    parser.add_argument("--out", default="pretrained_models", help="folder")
+    _fetch(parser.parse_args())

@@ -1,0 +1,46 @@
+"""`disa …`, also as `python -m disa …` and `torchrun … -m disa …`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Collection, Sequence
+from importlib import import_module
+from typing import NoReturn
+
+from .exit import run
+from .flags import HelpFormatter
+
+# Each is a module beside this one, with `add_flags(parser)` and `main(args)`; torch is imported in these, not here.
+COMMANDS = {
+    "checkpoints": "published weights: list, fetch, verify",
+    "stats": "reference statistics of images, for FID, KID, precision and recall",
+    "reproduce": "measure recipes, and put them beside what was published",
+    "sweep": "measure a grid of settings: where does quality start to drop?",
+}
+
+
+def get_parser(chosen: Collection[str] = COMMANDS) -> argparse.ArgumentParser:
+    """Build a parser that knows the flags of the `chosen` commands."""
+    text = "Diffusion step annealing: weights, and what the package can do by itself."
+    parser = argparse.ArgumentParser(prog="disa", description=text)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(name, help=text, formatter_class=HelpFormatter)
+        if name in chosen:
+            module = import_module(f".{name}", __package__)
+            module.add_flags(command)
+            command.set_defaults(main=module.main)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Run one command; return its exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    args = get_parser(words[:1]).parse_args(words)
+    return args.main(args)
+
+
+def entry() -> NoReturn:
+    """Run the `disa` script."""
+    run(main)

@@ -1,0 +1,135 @@
+"""What diffusion step annealing does, shown on the bundled models: `make demo`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+
+from ..evaluation.plan import plan_metrics
+from ..evaluation.run import evaluate
+from ..generation.generators import Generator
+from ..runtime import distributed
+from ..runtime.devices import resolve_device
+from ..runtime.distributed import print_main
+from ..tables import report
+from ..tables.measure import load
+from ..tables.recipes import Recipe, load_tables
+from ..tables.report import Column, Point, Section, decimals
+from ..tables.show import Row, machines
+from .flags import HelpFormatter
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAMES = {"full": "without DiSA", "disa": "DiSA", "low": "low everywhere"}  # row of the table `bundled` -> its name here
+
+EXPLANATION = """Each model generates an image in AR steps: MAR groups of tokens in random order, FlowAR ever finer \
+grids, xAR cell by cell. Within each AR step it evaluates a diffusion or flow network, the head (in xAR the whole \
+transformer), once per diffusion step; NFE counts these evaluations per image. Without DiSA, every AR step takes the \
+full count; with DiSA, the first AR steps take many diffusion steps and the last ones few; the last row takes few \
+everywhere. With DiSA, MAR also takes fewer AR steps. All rows start from the same image seeds.
+
+The Fréchet distance compares the images with the 10,000 test images of Fashion-MNIST, in features of \
+EfficientNet-Lite0 and of the bundled classifier (lower is better; with few images it is biased upwards, alike in \
+every row). Accuracy is how often that classifier sees the label that was asked for."""
+
+COLUMNS: tuple[Column[Row, Any], ...] = (  # Any: values of several types
+    Column("setting", lambda row: NAMES[row.recipe.row]),
+    Column("AR steps", lambda row: len(row.recipe.nfe_per_step)),
+    Column("NFE", lambda row: row.recipe.nfe, decimals(0)),
+    Column("seconds per image", lambda row: row.seconds, decimals(3)),
+    Column("speed-up", lambda row: row.speed_up, report.times),
+    Column("Fréchet distance (EfficientNet-Lite0)", lambda row: row.scores("efficientnet-lite0").fid, decimals(1)),
+    Column("Fréchet distance (classifier)", lambda row: row.scores("fashion-classifier").fid, decimals(1)),
+    Column("label accuracy", lambda row: row.scores("fashion-classifier").label_accuracy, report.percent),
+)
+
+
+def bundled_recipes() -> dict[str, list[Recipe]]:
+    """Read what is compared: the bundled models of class labels, each without DiSA, with it, and with its low count."""
+    recipes = [recipe for recipe in load_tables()["bundled"].recipes if not recipe.takes_prompts]
+    return {model: [one for one in recipes if one.model == model] for model in dict.fromkeys(r.model for r in recipes)}
+
+
+def generators_of(
+    recipes: Sequence[Recipe], device: torch.device, dtype: torch.dtype = torch.float32
+) -> dict[str, Generator]:
+    """Load the weights that `recipes` share, and make the generator of each, by its name in the demo."""
+    make = load(recipes[0], device, dtype)
+    return {NAMES[recipe.row]: make(recipe) for recipe in recipes}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    recipes = bundled_recipes()
+    parser = argparse.ArgumentParser(prog="disa.commands.demo", description=__doc__, formatter_class=HelpFormatter)
+    text = "what is shown"
+    parser.add_argument("--models", nargs="+", default=list(recipes), choices=recipes, metavar="NAME", help=text)
+    text = "folder of the report; an interrupted demo goes on there"
+    parser.add_argument("--out", type=Path, default=Path("out/demo"), help=text)
+    parser.add_argument("--num_images", type=int, default=500, help="images per setting")
+    parser.add_argument("--batch_size", type=int, default=25, help="images at a time on each rank")
+    parser.add_argument("--device", default="auto", help="auto, cuda, cpu or mps")
+    args = parser.parse_args(argv)
+    device = resolve_device(args.device)
+    distributed.setup(device)
+    counts = {"num_images": args.num_images, "batch_size": args.batch_size}
+    shown = {name: [dataclasses.replace(one, **counts) for one in recipes[name]] for name in args.models}
+    demonstrate(shown, args.out, device, "auto")
+    distributed.shutdown()
+
+
+def demonstrate(recipes: Mapping[str, Sequence[Recipe]], out: Path, device: torch.device, features: str) -> None:
+    """Measure the recipes of each model, print their tables, and write the report; every rank calls this."""
+    specs, left_out = plan_metrics("auto", features, "auto", bundled=True)
+    generators = {model: generators_of(rows, device) for model, rows in recipes.items()}
+    sections, tables = [Section[Row]("What is compared", EXPLANATION)], []
+    for model in recipes:
+        rows: list[Row] = []
+        for recipe, (name, generator) in zip(recipes[model], generators[model].items(), strict=True):
+            print_main(f"\n{model}, {name}: {len(generator.nfe_per_step)} AR steps, NFE {generator.nfe:,}")
+            results = evaluate(
+                generator,
+                out / model / recipe.sampling.name(),
+                specs=specs,
+                settings={"model": model},
+                num_images=recipe.num_images,
+                batch_size=recipe.batch_size,
+            )
+            rows.append(Row(recipe, results, rows[0].results if rows else results))
+        tables.append(f"{model}\n\n{report.table(rows, COLUMNS)}")
+        if distributed.is_main():
+            sections += describe(model, out / model, rows)
+    if distributed.is_main():
+        report.write_report(out / "report.html", "Diffusion step annealing", sections)
+    print_main("\n" + "\n\n".join([*left_out, *tables, f"report: {out / 'report.html'}"]))
+
+
+def describe(model: str, folder: Path, rows: Sequence[Row]) -> list[Section[Row]]:
+    """Make the report's sections on one model, whose images lie in `folder`."""
+    named = {NAMES[row.recipe.row]: row for row in rows}
+    space = "fashion-classifier" if rows[0].scores("fashion-classifier").fid is not None else "efficientnet-lite0"
+    costs = {name: (row.seconds, row.scores(space).fid) for name, row in named.items()}
+    points = [Point(name, seconds, fid) for name, (seconds, fid) in costs.items() if seconds and fid is not None]
+    plots: dict[str, Figure | Image.Image] = {}
+    if points:
+        quality = report.plot_quality(points, "seconds per image", "Fréchet distance")
+        plots[f"Fréchet distance in {space} features against time"] = quality
+    schedules = report.plot_step_schedules({name: row.recipe.nfe_per_step for name, row in named.items()})
+    plots["Evaluations of the head at each AR step, all settings stretched to the same width"] = schedules
+    grids = {name: Image.open(folder / row.recipe.sampling.name() / "samples.png") for name, row in named.items()}
+    text = f"{rows[0].recipe.num_images} images per setting, on {'; '.join(machines(rows))}."
+    samples = Section[Row](f"Samples of {model}", "The same seeds in every grid; a column is a class.", pictures=grids)
+    return [Section(model, text, rows, COLUMNS, plots), samples]
+
+
+if __name__ == "__main__":
+    from .exit import run
+
+    torch.set_num_threads(1)  # one core per rank
+    run(main)

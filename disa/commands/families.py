@@ -1,0 +1,157 @@
+"""MAR, FlowAR and xAR at the command line: their flags, and what these say."""
+
+from __future__ import annotations
+
+import dataclasses
+from argparse import Namespace
+
+from .. import diffusion, flow
+from ..generation.generators import Sampling
+from ..guidance import Guidance
+from ..schedule import StepSchedule
+from .class_conditional import Family
+from .flags import Group, switch, value
+
+# flag -> argument of the model, in the order that results.json has.
+_LATENTS = {"img_size": "image_size", "vae_stride": "latent_stride", "vae_embed_dim": "latent_channels"}
+_HEAD = {"diffloss_d": "head_depth", "diffloss_w": "head_width"}
+_DROPOUT = {name: name for name in ("attn_dropout", "proj_dropout", "label_drop_prob")}
+_CLIP = "largest norm of the gradient; 0 does not clip"
+_CHECKPOINTING = "compute activations again in the backward pass, to save memory"
+
+
+def _add_head(group: Group, kind: str) -> None:
+    value(group, "--diffloss_d", 12, f"depth of the {kind} head")
+    value(group, "--diffloss_w", 1536, f"width of the {kind} head")
+
+
+def _add_schedule(group: Group, flag: str, upper: int, lower: int, steps: str, ar_step: str) -> None:
+    value(group, f"--{flag}_upper_steps", upper, f"{steps} at the first {ar_step}")
+    value(group, f"--{flag}_lower_steps", lower, f"{steps} at the last {ar_step}; as many as upper: no annealing")
+    value(group, f"--{flag}_annealing_strategy", "linear", "linear, cosine, two-stage or constant")
+
+
+def _annealed(args: Namespace, flag: str) -> StepSchedule:
+    names = ("upper_steps", "lower_steps", "annealing_strategy")
+    return StepSchedule(*(getattr(args, f"{flag}_{name}") for name in names))
+
+
+def _fixed(count: int) -> StepSchedule:
+    return StepSchedule(count, count, "constant")
+
+
+def _add_mar_flags(group: Group) -> None:
+    value(group, "--buffer_size", 64, "slots for the class in front of the tokens")
+    _add_head(group, "diffusion")
+    value(group, "--num_iter", 64, "AR steps")
+    value(group, "--diff_sampler", "default", f"one of {', '.join(diffusion.SOLVERS)}")
+    _add_schedule(group, "diff", 25, 5, "diffusion steps", "AR step")
+    value(group, "--temperature", 1.0, "factor on the noise of diffusion steps")
+    value(group, "--mask_ratio_min", 0.7, "smallest share of tokens masked in training")
+    value(group, "--diffusion_batch_mul", 1, "noisy copies of each token in training")
+    value(group, "--grad_clip", 3.0, _CLIP)
+    switch(group, "--grad_checkpointing", _CHECKPOINTING)
+
+
+def _mar_sampling(args: Namespace) -> Sampling:
+    schedule, guidance = _annealed(args, "diff"), Guidance(args.cfg, args.cfg_schedule)
+    return Sampling(args.num_iter, schedule, args.diff_sampler, guidance, args.temperature, args.seed)
+
+
+_MAR_SHAPE = {"patch_size": "patch_size", "class_num": "num_classes", "buffer_size": "buffer_size"}
+MAR = Family(
+    "MAR",
+    "Evaluate and train MAR, with and without diffusion step annealing.",
+    _add_mar_flags,
+    _mar_sampling,
+    model_flags={**_LATENTS, **_MAR_SHAPE, **_HEAD},
+    training_flags=_DROPOUT | {name: name for name in ("mask_ratio_min", "diffusion_batch_mul", "grad_checkpointing")},
+    bundled_defaults={"diff_sampler": "DiSA"},
+)
+
+
+def _add_flowar_flags(group: Group) -> None:
+    text = "sides of the grids, the last being the latents' own"
+    group.add_argument("--scales", default=(1, 2, 4, 8, 16), type=int, nargs="+", help=text)
+    _add_head(group, "flow")
+    value(group, "--guidance", 0.9, "flow time above which guidance is off (1 is noise, 0 is data)")
+    value(group, "--flow_sampler", "euler", f"one of {', '.join(flow.SOLVERS)}")
+    value(group, "--temperature", 1.0, "factor on the noise that the solver euler_maruyama adds")
+    value(group, "--grad_clip", 3.0, _CLIP)
+    value(group, "--buffer_size", 0, "without effect: the class is the first scale's input")
+
+
+def _add_flowar_training_flags(group: Group) -> None:
+    _add_flowar_flags(group)
+    value(group, "--num_step", 25, "flow steps at every scale")
+    switch(group, "--use_checkpoint", _CHECKPOINTING)
+    group.set_defaults(lr_schedule="cosine", min_lr=1e-5)
+
+
+def _add_flowar_eval_flags(group: Group) -> None:
+    _add_flowar_flags(group)
+    _add_schedule(group, "flow", 50, 15, "flow steps", "scale")
+    group.set_defaults(evaluate=True)
+
+
+def _flowar_sampling(args: Namespace, schedule: StepSchedule) -> Sampling:
+    guidance = Guidance(args.cfg, args.cfg_schedule, args.guidance)
+    return Sampling(None, schedule, args.flow_sampler, guidance, args.temperature, args.seed)
+
+
+FLOWAR = Family(
+    "FlowAR",
+    "Train FlowAR, or evaluate it with a fixed number of flow steps.",
+    _add_flowar_training_flags,
+    lambda args: _flowar_sampling(args, _fixed(args.num_step)),
+    model_flags={**_LATENTS, "scales": "scales", "class_num": "num_classes", **_HEAD},
+    training_flags={**_DROPOUT, "use_checkpoint": "grad_checkpointing"},
+)
+FLOWAR_EVAL = dataclasses.replace(
+    FLOWAR,
+    description="Evaluate FlowAR, with and without diffusion step annealing.",
+    add_flags=_add_flowar_eval_flags,
+    sampling=lambda args: _flowar_sampling(args, _annealed(args, "flow")),
+)
+
+
+def _add_xar_flags(group: Group) -> None:
+    value(group, "--cells_per_side", 2, "cells per side of the latents; each is one AR step")
+    value(group, "--flow_sampler", "euler_maruyama", f"one of {', '.join(flow.SOLVERS)}")
+    value(group, "--temperature", 1.0, "factor on the noise that the solver adds")
+
+
+def _add_xar_training_flags(group: Group) -> None:
+    _add_xar_flags(group)
+    value(group, "--num_sampling_steps", "100", "flow steps at every cell")
+    value(group, "--grad_clip", 1.0, _CLIP)
+    value(group, "--num_iter", 64, "without effect: the cells are the AR steps")
+    group.set_defaults(cfg_schedule="cosine", min_lr=1e-5)
+
+
+def _add_xar_eval_flags(group: Group) -> None:
+    _add_xar_flags(group)
+    _add_schedule(group, "flow", 50, 15, "flow steps", "cell")
+    group.set_defaults(evaluate=True)
+
+
+def _xar_sampling(args: Namespace, schedule: StepSchedule) -> Sampling:
+    # The released training script names a cosine schedule and computes the linear one.
+    guidance = Guidance(args.cfg, "linear" if args.cfg_schedule == "cosine" else args.cfg_schedule)
+    return Sampling(None, schedule, args.flow_sampler, guidance, args.temperature, args.seed)
+
+
+XAR = Family(
+    "xAR",
+    "Train xAR, or evaluate it with a fixed number of flow steps.",
+    _add_xar_training_flags,
+    lambda args: _xar_sampling(args, _fixed(int(args.num_sampling_steps))),
+    model_flags={**_LATENTS, "cells_per_side": "cells_per_side", "class_num": "num_classes"},
+    training_flags=_DROPOUT,
+)
+XAR_EVAL = dataclasses.replace(
+    XAR,
+    description="Evaluate xAR, with and without diffusion step annealing.",
+    add_flags=_add_xar_eval_flags,
+    sampling=lambda args: _xar_sampling(args, _annealed(args, "flow")),
+)

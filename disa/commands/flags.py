@@ -1,0 +1,119 @@
+"""Flags that the commands of several families share, under their released names and with their released defaults."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+Group = argparse._ActionsContainer  # a parser, or a group of its flags
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Help with defaults, as wide as the terminal."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34)
+
+
+def value(group: Group, flag: str, default: str | float, text: str) -> None:
+    """Add a flag whose value has the type of `default`."""
+    group.add_argument(flag, default=default, type=type(default), help=text)
+
+
+def switch(group: Group, flag: str, text: str) -> None:
+    """Add a flag that is given or not."""
+    group.add_argument(flag, action="store_true", help=text)
+
+
+def parser(description: str, model: str, models: Sequence[str], *, patches: bool) -> argparse.ArgumentParser:
+    """Build a parser with the flags of every command on class labels; `patches` lets a token hold several latents."""
+    result = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
+    group = result.add_argument_group("model")
+    group.add_argument("--model", default=model, choices=models, metavar="NAME", help=f"one of {', '.join(models)}")
+    text = (
+        "checkpoint file, or a folder with checkpoint-last.pth; none to evaluate a model whose weights come with disa"
+    )
+    value(group, "--resume", "", text)
+    value(group, "--img_size", 256, "pixels per side")
+    value(group, "--vae_path", "pretrained_models/vae/kl16.ckpt", "KL-16's weights; bundled models need none")
+    value(group, "--vae_embed_dim", 16, "channels of a latent")
+    value(group, "--vae_stride", 16, "pixels per latent, on each side")
+    allowed, text = None if patches else (1,), "latents per token, on each side"
+    group.add_argument("--patch_size", default=1, type=int, choices=allowed, metavar="SIDE", help=text)
+    value(group, "--class_num", 1000, "number of classes")
+    value(group, "--attn_dropout", 0.1, "dropout of attention weights in training")
+    value(group, "--proj_dropout", 0.1, "dropout of projections in training")
+
+    group = result.add_argument_group("evaluation")
+    switch(group, "--evaluate", "generate images and measure them instead of training")
+    value(group, "--num_images", 50000, "images to generate")
+    value(group, "--eval_bsz", 64, "images at a time on each rank")
+    value(group, "--cfg", 1.0, "guidance scale; 1 is no guidance")
+    value(group, "--cfg_schedule", "linear", "linear (from 1 to cfg) or constant")
+    switch(group, "--keep_images", "write the images, which are measured as they are made, too")
+    add_metrics_flags(group)
+
+    group = result.add_argument_group("training")
+    text = "ImageNet (its train folder holds one folder per class), or Fashion-MNIST's files"
+    value(group, "--data_path", "./data/imagenet", text)
+    switch(group, "--use_cached", "train on the latents in --cached_path")
+    value(group, "--cached_path", "", "folder of latents that main_cache.py wrote")
+    value(group, "--batch_size", 16, "images per step on each rank")
+    value(group, "--epochs", 400, "passes over the data")
+    text = "learning rate; by default blr · (images per step over all ranks) / 256"
+    group.add_argument("--lr", default=None, type=float, help=text)
+    value(group, "--blr", 1e-4, "learning rate for 256 images per step")
+    value(group, "--min_lr", 0.0, "where the cosine schedule ends")
+    group.add_argument("--lr_schedule", default="constant", choices=("constant", "cosine"), help="after the warm-up")
+    group.add_argument("--warmup_epochs", default=100, type=float, help="epochs of linear warm-up")
+    value(group, "--weight_decay", 0.02, "not on biases, norms and MAR's head")
+    value(group, "--ema_rate", 0.9999, "rate of the weights' moving average")
+    value(group, "--label_drop_prob", 0.1, "share of labels dropped, for guidance")
+    switch(group, "--online_eval", "evaluate while training")
+    value(group, "--eval_freq", 40, "epochs between evaluations")
+    value(group, "--save_last_freq", 5, "epochs between checkpoints; one is also written every ten minutes")
+    value(group, "--start_epoch", 0, "without effect: the checkpoint knows its epoch")
+
+    group = result.add_argument_group("output")
+    value(group, "--output_dir", "./output_dir", "where results and checkpoints go")
+    value(group, "--log_dir", "./output_dir", "where TensorBoard's log goes")
+    add_dtype_flag(group, "; in training, of the autocast forward pass")
+    add_running_flags(result, seed=1)
+    return result
+
+
+def add_metrics_flags(group: Group) -> None:
+    """Add what to measure, for `plan_metrics`."""
+    text = "fid, isc, kid, prc, accuracy (of the asked label), separated by commas; "
+    value(group, "--metrics", "auto", f"{text}auto: what can be; none: times and samples")
+    text = "feature spaces: inception, dinov2-vit-l-14, efficientnet-lite0, fashion-classifier, separated by commas; "
+    value(group, "--features", "auto", f"{text}auto: by model")
+    text = "what fid, kid and prc compare with: a statistics file (.npz with mu and sigma) or a folder of images"
+    value(group, "--reference", "auto", text)
+
+
+def add_device_flag(group: Group) -> None:
+    """Add where to run, for `resolve_device`."""
+    value(group, "--device", "auto", "auto (what is there), cuda, cpu or mps")
+
+
+def add_dtype_flag(group: Group, more: str = "") -> None:
+    """Add a key of `DTYPES`."""
+    from ..runtime.devices import DTYPES  # imports torch, which `disa --help` need not wait for
+
+    group.add_argument("--dtype", default="float32", choices=DTYPES, help=f"of the networks{more}")
+
+
+def add_running_flags(parser: argparse.ArgumentParser, seed: int) -> None:
+    """Add the flags of every command, training, evaluating or neither."""
+    group = parser.add_argument_group("running")
+    add_device_flag(group)
+    value(group, "--seed", seed, "of images in evaluation, of everything in training; caching has no use for it")
+    value(group, "--num_workers", 10, "processes that load data")
+    group.add_argument("--pin_mem", action="store_true", default=True, help="pinned memory for loading")
+    group.add_argument("--no_pin_mem", action="store_false", dest="pin_mem", help="no pinned memory")
+    group = parser.add_argument_group("accepted, without effect")
+    value(group, "--world_size", 1, "torchrun sets it")
+    value(group, "--local_rank", -1, "torchrun sets it")
+    switch(group, "--dist_on_itp", "a cluster's launcher; use torchrun")
+    value(group, "--dist_url", "env://", "torchrun sets it")

@@ -1,0 +1,157 @@
+"""What Harmon's commands share: configs, flags, the model, and the settings of a generation."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
+
+from ..data.text import UNCONDITIONAL_PROMPT, TextTokenizer
+from ..data.transforms import pad_and_resize, to_signed
+from ..generation.generators import PromptGenerator, Sampling, choose_attention, image_shape
+from ..guidance import Guidance
+from ..models.harmon import Harmon
+from ..models.vae import VAE, SpaceToDepth
+from ..runtime.configs import Config, read_config
+from ..runtime.devices import DTYPES
+from ..runtime.fingerprint import fingerprint
+from ..schedule import StepSchedule
+from ..weights.load import load_model
+from .flags import HelpFormatter, add_device_flag, add_dtype_flag, value
+
+# The flags that an image depends on, besides its prompt, its number and the weights.
+_IMAGE = ("image_size", "num_iter", "cfg", "cfg_schedule", "cfg_prompt", "temperature")
+_STEPS = ("sampler", "upper_steps", "lower_steps", "annealing_strategy")
+SETTINGS = (*_IMAGE, *_STEPS, "seed", "dtype")
+
+
+def read_model_config(path: str | Path) -> Config:
+    """Read a config of `configs/models/`: model, text_tokenizer, sampler, schedule, and defaults of other flags.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_config`; or `defaults` names no flag.
+    """
+    config = read_config(path, ("model", "text_tokenizer", "sampler", "schedule", "defaults"))
+    if lacking := [f"schedule.{key}" for key in ("upper", "lower", "strategy") if key not in config["schedule"]]:
+        raise ValueError(f"{path} says nothing on {', '.join(lacking)}; see the examples in configs/")
+    flags = parser("")
+    add_image_flags(flags)  # a config serves every command
+    allowed = vars(flags.parse_args([""])).keys() - {"config", *_STEPS}
+    if unknown := sorted(config["defaults"].keys() - allowed):
+        raise ValueError(f"{path}: defaults has {', '.join(unknown)}; allowed are {', '.join(sorted(allowed))}")
+    return config
+
+
+def _pixels(text: str) -> int | str:
+    """Parse an image size: 512 and 512x512 become one. `image_shape` refuses what is no size."""
+    sides = set(text.lower().split("x"))
+    return int(text.lower().split("x")[0]) if len(sides) == 1 and next(iter(sides)).isdecimal() else text
+
+
+def parser(description: str) -> ArgumentParser:
+    """Build a parser with the flags of every command."""
+    result = ArgumentParser(description=description, formatter_class=HelpFormatter)
+    result.add_argument("config", help="a file of configs/models/")
+    group = result.add_argument_group("model")
+    group.add_argument("--checkpoint", help="file or folder of weights; none for a model that comes with the package")
+    group.add_argument("--vae_path", help="KL-16's weights, where the checkpoint holds none")
+    text = "pixels per side, or height x width like 512x768; multiples of 16"
+    group.add_argument("--image_size", default=512, type=_pixels, help=text)
+    add_device_flag(group)
+    add_dtype_flag(group)
+    return result
+
+
+def add_image_flags(parser: ArgumentParser) -> None:
+    """Add the flags of text to image."""
+    group = parser.add_argument_group("text to image")
+    value(group, "--grid_size", 2, "side of the square of images that each prompt gets")
+    value(group, "--batch_size", 4, "images at a time")
+    value(group, "--cfg", 3.0, "guidance scale; 1 is no guidance")
+    value(group, "--cfg_schedule", "constant", "constant, or linear (from 1 to cfg)")
+    value(group, "--cfg_prompt", UNCONDITIONAL_PROMPT, "prompt that guidance leads away from")
+    value(group, "--temperature", 1.0, "factor on the noise of diffusion steps")
+    value(group, "--num_iter", 64, "AR steps")
+    group.add_argument("--sampler", help="DiSA (annealed), default (as released), …; by default the config's")
+    group.add_argument("--upper_steps", type=int, help="diffusion steps at the first AR step; by default the config's")
+    group.add_argument("--lower_steps", type=int, help="diffusion steps at the last AR step; by default the config's")
+    group.add_argument("--annealing_strategy", help="linear, cosine, two-stage or constant; by default the config's")
+    value(group, "--seed", 1, "with an image's number it gives the image")
+
+
+def parse(parser: ArgumentParser, argv: Sequence[str] | None = None) -> tuple[Namespace, Config]:
+    """Parse flags, and read the config that they name; its values are the defaults of flags."""
+    config = read_model_config(parser.parse_args(argv).config)
+    schedule = config["schedule"]
+    steps = (config["sampler"], schedule["upper"], schedule["lower"], schedule["strategy"])
+    parser.set_defaults(**dict(zip(_STEPS, steps, strict=True)), **config["defaults"])
+    return parser.parse_args(argv), config
+
+
+def load(args: Namespace, config: Config, device: torch.device) -> Harmon:
+    """Load the config's model and its text tokenizer.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: a file is missing, or does not fit.
+    """
+    text = TextTokenizer.load(config["text_tokenizer"]) if config["text_tokenizer"] else None
+    model = load_model(config["model"], args.checkpoint, vae=args.vae_path).to(device, DTYPES[args.dtype])
+    if not isinstance(model, Harmon):
+        raise ValueError(f"{config['model']} takes no prompts; the model of {args.config} must be one of Harmon's")
+    model.text = text or model.text
+    choose_attention(model.llm, device)
+    return model
+
+
+def get_generator(
+    args: Namespace,
+    model: Harmon,
+    prompts: Sequence[str],
+    device: torch.device,
+    kind: type[PromptGenerator] = PromptGenerator,
+) -> PromptGenerator:
+    """Build what generates grid_size² images of each prompt as the flags say, a generator of this `kind`.
+
+    Raises:
+        ValueError: a flag or a prompt is impossible.
+    """
+    for name in ("grid_size", "batch_size"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"{name} is {getattr(args, name)}; it must be at least 1")
+    schedule = StepSchedule(args.upper_steps, args.lower_steps, args.annealing_strategy)
+    guidance = Guidance(args.cfg, args.cfg_schedule)
+    return kind(
+        model,
+        prompts,
+        Sampling(args.num_iter, schedule, args.sampler, guidance, args.temperature, args.seed),
+        device,
+        image_shape=image_shape(args.image_size, model.vae.stride),
+        images_per_prompt=args.grid_size**2,
+        cfg_prompt=args.cfg_prompt,
+    )
+
+
+def get_settings(args: Namespace, config: Config, model: Harmon) -> dict[str, object]:
+    """Record the model and the settings of a generation, under the flags' names."""
+    flags = {name: getattr(args, name) for name in SETTINGS}
+    return {"model": config["model"], "weights": fingerprint(model), **flags}
+
+
+def fit_image(image: Image.Image, height: int, width: int, vae: VAE) -> Tensor:
+    """Fit an RGB image for `vae` as the model saw images in training: [1, 1 or 3, H, W] in [-1, 1].
+
+    It is padded with grey to the shape of height × width, then resized. The small grey models saw images of 28×28 with
+    black around: theirs are shrunk where they are too large, never enlarged, and put in the middle of black.
+    """
+    if isinstance(vae, SpaceToDepth):
+        small, fitted = image.convert("L"), Image.new("L", (width, height))
+        small.thumbnail((width, height), Image.Resampling.BICUBIC)
+        fitted.paste(small, ((width - small.width) // 2, (height - small.height) // 2))
+    else:
+        fitted = pad_and_resize(image, height, width)
+    return to_signed(pil_to_tensor(fitted))[None]

@@ -1,0 +1,86 @@
+"""Solvers along a learned velocity field, from time 1 (noise) to time 0 (data).
+
+Every solver has one signature: `solver(velocity, noise, times, temperature)`. `velocity(x, t)` is the field at
+x [..., C] and flow time t, guidance included. The state is float64, as in the published results.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..solver import Solver
+
+Velocity = Callable[[Tensor, float], Tensor]
+
+
+def linspace(start: float, end: float, count: int) -> tuple[float, ...]:
+    """`torch.linspace` in float64: next to a bound or a thousandth, the published results depend on rounding."""
+    return tuple(torch.linspace(start, end, count, dtype=torch.float64).tolist())
+
+
+def _state(noise: Tensor) -> Tensor:
+    """The start noise in float64, or in float32 on Apple's GPUs, which have nothing wider."""
+    return noise.float() if noise.device.type == "mps" else noise.double()
+
+
+def euler(velocity: Velocity, noise: Tensor, times: Sequence[float], temperature: float = 1.0) -> Tensor:
+    """Euler's method on dx = v dt.
+
+    Args:
+        velocity: (x, t) -> v, like x.
+        noise: standard normal [draws, ..., C]: the start, then one per step for solvers that add noise.
+        times: descending, from the start to 0; one more than there are steps.
+        temperature: factor on the noise that steps add; here there is none.
+
+    Returns:
+        Samples [..., C], in float64 (float32 on Apple's GPUs).
+    """
+    x = _state(noise[0])
+    for t, after in itertools.pairwise(times):
+        x = x + (after - t) * velocity(x, t).to(x.dtype)
+    return x
+
+
+def heun(velocity: Velocity, noise: Tensor, times: Sequence[float], temperature: float = 1.0) -> Tensor:
+    """Heun's method on dx = v dt; the last step, to time 0, is Euler's.
+
+    Arguments and result are those of `euler`.
+    """
+    x = _state(noise[0])
+    for t, after in itertools.pairwise(times):
+        v = velocity(x, t).to(x.dtype)
+        if after > 0:
+            v = (v + velocity(x + (after - t) * v, after).to(x.dtype)) / 2
+        x = x + (after - t) * v
+    return x
+
+
+def euler_maruyama(velocity: Velocity, noise: Tensor, times: Sequence[float], temperature: float = 1.0) -> Tensor:
+    """Euler–Maruyama on the reverse equation dx = ((2 - t) v + x) dt + sqrt(2 t) dw; the last step adds no noise.
+
+    Its marginals are those of dx = v dt (Ma et al., "SiT", 2024, eq. 4 with diffusion 2t).
+
+    Arguments and result are those of `euler`; `noise` has one draw per step.
+    """
+    x = _state(noise[0])
+    last = len(times) - 2
+    for i, (t, after) in enumerate(itertools.pairwise(times)):
+        drift = (2 - t) * velocity(x, t).to(x.dtype) + x
+        x = x + (after - t) * drift
+        if i < last:
+            x = x + temperature * math.sqrt(2 * t * (t - after)) * noise[i + 1].to(x.dtype)
+    return x
+
+
+SOLVERS: dict[str, Solver] = {
+    "euler": Solver(euler, "Euler", lambda times: len(times) - 1, lambda _: 1),
+    "euler_maruyama": Solver(
+        euler_maruyama, "Euler–Maruyama", lambda times: len(times) - 1, lambda times: len(times) - 1
+    ),
+    "heun": Solver(heun, "Heun", lambda times: 2 * len(times) - 3, lambda _: 1),
+}

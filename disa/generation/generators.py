@@ -1,0 +1,324 @@
+"""Image ids to images: of a class label, or of a prompt."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..annealing import check_finite, check_temperature
+from ..data.text import UNCONDITIONAL_PROMPT, TextTokenizer
+from ..guidance import Guidance
+from ..noise import ImageNoise, NoiseSource
+from ..runtime import distributed
+from ..runtime.fingerprint import Weights
+from ..runtime.timing import Stopwatch
+from ..schedule import StepSchedule
+from ..trace import StepTrace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class SampledModel(Weights, Protocol):
+    """A model that can be sampled."""
+
+    @property
+    def generate(self) -> Callable[..., Tensor]:
+        """Sample latents [B, C, H, W]; each family takes its own arguments."""
+
+    def nfe(self, schedule: StepSchedule, sampler: str, num_iter: int | None = None) -> list[int]: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+
+class LabelModel(SampledModel, Protocol):
+    """A model of a class-conditional family."""
+
+    num_classes: int
+
+
+class ImageDecoder(Weights, Protocol):
+    """A VAE, as far as generation needs it."""
+
+    def decode(self, latents: Tensor) -> Tensor: ...
+
+
+class PromptModel(SampledModel, Protocol):
+    """Harmon: a language model beside MAR."""
+
+    llm: PreTrainedModel
+    text: TextTokenizer | None
+
+    @property
+    def vae(self) -> ImageDecoder: ...
+
+    def image_tokens(self, shape: tuple[int, int]) -> int: ...
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The settings of a generation, as of the models' `generate`; an impossible one raises a ValueError.
+
+    Attributes:
+        num_iter: AR steps; None for models whose scales or cells are their AR steps.
+        seed: in [0, 2^32), combined with an image's id.
+    """
+
+    num_iter: int | None
+    schedule: StepSchedule
+    sampler: str = "DiSA"
+    guidance: Guidance = Guidance()
+    temperature: float = 1.0
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if self.num_iter is not None and self.num_iter < 1:
+            raise ValueError(f"num_iter is {self.num_iter}; at least 1 AR step is needed")
+        check_temperature(self.temperature)
+        _check_32_bits("seed", self.seed)
+
+    @property
+    def steps(self) -> dict[str, object]:
+        """What the number of evaluations depends on, as arguments of a model's `generate`."""
+        ar_steps = {} if self.num_iter is None else {"num_iter": self.num_iter}
+        return {"schedule": self.schedule, "sampler": self.sampler, **ar_steps}
+
+    def to_dict(self) -> dict[str, object]:
+        """The settings under the names of the commands' flags."""
+        flow = self.num_iter is None
+        kind = "flow" if flow else "diff"
+        found: dict[str, object] = {
+            "num_iter": self.num_iter,
+            f"{kind}_sampler": self.sampler,
+            f"{kind}_upper_steps": self.schedule.upper,
+            f"{kind}_lower_steps": self.schedule.lower,
+            f"{kind}_annealing_strategy": str(self.schedule.strategy),
+            "cfg": self.guidance.scale,
+            "cfg_schedule": self.guidance.schedule,
+            "guidance": self.guidance.max_time,
+            "temperature": self.temperature,
+            "seed": self.seed,
+        }
+        del found["num_iter" if flow else "guidance"]
+        return found
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, object]) -> Sampling:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: a setting is missing, unknown or impossible.
+        """
+        flow = any(name.startswith("flow_") for name in settings)
+        known = cls(None if flow else 1, StepSchedule()).to_dict()
+        values: dict[str, Any] = {}  # Any: of several types, checked here
+        for name, value in settings.items():
+            if name not in known:
+                raise ValueError(f"there is no setting {name} here; there are {', '.join(known)}")
+            kind = type(known[name])
+            if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+                raise ValueError(f"{name} is {value!r}; a value like {known[name]!r} is needed")
+            values[name.removeprefix("diff_").removeprefix("flow_")] = value
+        if lacking := [name for name in known if name not in settings]:
+            raise ValueError(f"nothing says what {', '.join(lacking)} shall be")
+        return cls(
+            values.get("num_iter"),
+            StepSchedule(values["upper_steps"], values["lower_steps"], values["annealing_strategy"]),
+            values["sampler"],
+            Guidance(values["cfg"], values["cfg_schedule"], values.get("guidance", 1.0)),
+            values["temperature"],
+            values["seed"],
+        )
+
+    def name(self) -> str:
+        """Name a folder after these settings."""
+        schedule, guidance = self.schedule, self.guidance
+        ar_steps = "" if self.num_iter is None else f"ar{self.num_iter}-"
+        annealed = f"{schedule.strategy}-{schedule.upper}to{schedule.lower}"
+        steps = str(schedule.upper) if self.sampler == "default" else annealed
+        interval = "" if guidance.max_time == 1 else f"-guidance{guidance.max_time:g}"
+        guided = f"cfg{guidance.scale:g}{guidance.schedule}{interval}"
+        return f"{ar_steps}{self.sampler}-{steps}-{guided}-temperature{self.temperature:g}-seed{self.seed}"
+
+
+class Generator:
+    """Image ids -> images, for `generate_images` and `evaluate`.
+
+    Args:
+        model: in eval mode, on `device`.
+        vae: decodes its latents; on `device`, in the model's dtype.
+
+    Attributes:
+        clock: seconds that "generation" and "decoding" took.
+        nfe_per_step: evaluations of the head at each AR step.
+    """
+
+    def __init__(self, model: SampledModel, vae: ImageDecoder, sampling: Sampling, device: torch.device) -> None:
+        self.model, self.vae, self.sampling, self.device = model, vae, sampling, device
+        self.clock = Stopwatch(device)
+
+    @property
+    def nfe_per_step(self) -> list[int]:
+        return self.model.nfe(self.sampling.schedule, self.sampling.sampler, self.sampling.num_iter)
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of the head per image."""
+        return sum(self.nfe_per_step)
+
+    def to_dict(self) -> dict[str, object]:
+        """What an image depends on besides its id and the weights."""
+        return self.sampling.to_dict()
+
+    def labels(self, ids: Iterable[int]) -> Tensor | None:
+        """The class that each image is asked to show, int64 [B]; None if there are no classes."""
+        raise NotImplementedError
+
+    def arguments(self, ids: Sequence[int]) -> dict[str, object]:
+        """Arguments of the model's `generate` that say what to show."""
+        raise NotImplementedError
+
+    def noise(self, ids: Sequence[int]) -> NoiseSource:
+        """The randomness of each image."""
+        return ImageNoise([image_seed(self.sampling.seed, image_id) for image_id in ids], self.device)
+
+    @torch.no_grad()
+    def __call__(self, ids: Sequence[int]) -> Tensor:
+        """Generate images [B, C, H, W] in [-1, 1]; NaN or infinity in them raises a FloatingPointError."""
+        with self.clock("generation"):
+            latents = self.model.generate(
+                **self.arguments(ids),
+                **self.sampling.steps,
+                guidance=self.sampling.guidance,
+                temperature=self.sampling.temperature,
+                noise=self.noise(ids),
+            ).to(next(self.model.parameters()).dtype)
+        with self.clock("decoding"):
+            images = self.vae.decode(latents)
+        check_finite(images, "pixels")
+        return images
+
+
+class LabelGenerator(Generator):
+    """Images of class labels."""
+
+    model: LabelModel
+
+    def labels(self, ids: Iterable[int]) -> Tensor:
+        """Run through the classes, so that any first N ids hold each class equally often, give or take one."""
+        return torch.tensor([image_id % self.model.num_classes for image_id in ids])
+
+    def arguments(self, ids: Sequence[int]) -> dict[str, object]:
+        return {"labels": self.labels(ids).to(self.device)}
+
+
+class PromptGenerator(Generator):
+    """Images of prompts: image `id` is one of prompt `id // images_per_prompt`.
+
+    Args:
+        model: in eval mode, on `device`, with a text tokenizer.
+        image_shape: rows and columns of tokens.
+        cfg_prompt: the unconditional prompt of guidance.
+        classes: the class that each prompt asks for, if the prompts ask for classes.
+        on_step: as for `Harmon.generate`.
+
+    Raises:
+        ValueError: a prompt or a setting is impossible; none is found so later.
+    """
+
+    model: PromptModel
+
+    def __init__(
+        self,
+        model: PromptModel,
+        prompts: Sequence[str],
+        sampling: Sampling,
+        device: torch.device,
+        *,
+        image_shape: tuple[int, int],
+        images_per_prompt: int = 1,
+        cfg_prompt: str = UNCONDITIONAL_PROMPT,
+        classes: Sequence[int] | None = None,
+        on_step: Callable[[StepTrace], None] | None = None,
+    ) -> None:
+        super().__init__(model, model.vae, sampling, device)
+        self.prompts, self.classes, self.images_per_prompt = list(prompts), classes, images_per_prompt
+        self.image_shape, self.cfg_prompt, self.on_step = image_shape, cfg_prompt, on_step
+        tokens = image_shape[0] * image_shape[1]
+        if not 1 <= len(self.nfe_per_step) <= tokens:
+            raise ValueError(
+                f"num_iter is {sampling.num_iter}; an image of {tokens} tokens takes 1 to {tokens} AR steps"
+            )
+        room = model.llm.config.max_position_embeddings - model.image_tokens(image_shape)
+        for prompt in self.prompts:
+            taken = self._encode([prompt], guided=True)[0].shape[1]
+            if taken > room:
+                shown = f"{prompt[:40]!r}{'…' * (len(prompt) > 40)}"
+                raise ValueError(
+                    f"the prompt {shown} takes {taken} tokens, and beside an image of {tokens} tokens the language "
+                    f"model has room for {max(room, 0)}; shorten the prompt, or take a smaller image"
+                )
+
+    def to_dict(self) -> dict[str, object]:
+        return {
+            **super().to_dict(),
+            "image_shape": self.image_shape,
+            "images_per_prompt": self.images_per_prompt,
+            "prompts": hashlib.sha256("\n".join([self.cfg_prompt, *self.prompts]).encode()).hexdigest()[:12],
+        }
+
+    def labels(self, ids: Iterable[int]) -> Tensor | None:
+        if self.classes is None:
+            return None
+        return torch.tensor([self.classes[image_id // self.images_per_prompt] for image_id in ids])
+
+    def arguments(self, ids: Sequence[int]) -> dict[str, object]:
+        prompts = [self.prompts[image_id // self.images_per_prompt] for image_id in ids]
+        input_ids, mask = self._encode(prompts, guided=self.sampling.guidance.active)
+        shown = {"input_ids": input_ids, "attention_mask": mask, "image_shape": self.image_shape}
+        return {**shown, "on_step": self.on_step}
+
+    def _encode(self, prompts: Sequence[str], guided: bool) -> tuple[Tensor, Tensor]:
+        """Token ids and mask [B, T]; if guided [2B, T], the second half of `cfg_prompt`."""
+        if self.model.text is None:
+            raise ValueError("the model has no text tokenizer; attach one (model.text)")
+        return self.model.text.text_to_image_prompts(prompts, guided=guided, cfg_prompt=self.cfg_prompt)
+
+
+def image_seed(seed: int, image_id: int) -> int:
+    """Combine a seed and an image's id, both in [0, 2^32), into the seed of its noise; no two pairs share one."""
+    return (_check_32_bits("seed", seed) << 32) + _check_32_bits("the image id", image_id)
+
+
+def _check_32_bits(name: str, number: int) -> int:
+    if not 0 <= number < 2**32:
+        raise ValueError(f"{name} is {number}; it must be in [0, 2^32)")
+    return number
+
+
+def choose_attention(llm: PreTrainedModel, device: torch.device) -> None:
+    """Choose flash-attn for the language model where it is installed and works, else torch's attention; print which."""
+    from transformers.utils import is_flash_attn_2_available  # type: ignore[attr-defined]  # not marked as exported
+
+    half = llm.dtype in (torch.float16, torch.bfloat16)
+    flash = device.type == "cuda" and half and is_flash_attn_2_available()
+    llm.set_attn_implementation("flash_attention_2" if flash else "sdpa")
+    if distributed.is_main():
+        print(f"the language model attends with {llm.config._attn_implementation}", file=sys.stderr)
+
+
+def image_shape(size: int | str, stride: int) -> tuple[int, int]:
+    """Rows and columns of tokens in an image of `size`, pixels per side or height x width, multiples of `stride`."""
+    sides = str(size).lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) and int(side) % stride == 0 for side in sides):
+        example = f"{4 * stride}x{6 * stride}"
+        raise ValueError(
+            f"image_size is {size}; a multiple of {stride} is needed, or two of them, height x width, like {example}"
+        )
+    return int(sides[0]) // stride, int(sides[-1]) // stride

@@ -1,0 +1,249 @@
+"""VAEs: images in [-1, 1] to unit-variance latents, and back."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Mean and standard deviation over all pixels of Fashion-MNIST's training images, padded to 32×32 and mapped to [-1, 1].
+FASHION_MEAN, FASHION_STD = -0.5620, 0.6636
+
+
+# Latents of KL-16 times this have unit variance on ImageNet; every published model was trained on such latents.
+KL16_SCALE = 0.2325
+
+
+class SpaceToDepth(nn.Module):
+    """Lossless stand-in for small images: each block of `stride`×`stride` pixels becomes the channels of one latent.
+
+    Args:
+        stride: side of a block.
+        mean, std: of the data's pixels, so that latents have unit variance.
+    """
+
+    def __init__(self, stride: int = 4, mean: float = FASHION_MEAN, std: float = FASHION_STD) -> None:
+        super().__init__()
+        self.stride, self.mean, self.std = stride, mean, std
+
+    def extra_repr(self) -> str:
+        return f"stride={self.stride}, mean={self.mean}, std={self.std}"
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] in [-1, 1] -> latents [B, C · stride², H / stride, W / stride]."""
+        return F.pixel_unshuffle((images - self.mean) / self.std, self.stride)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, C · stride², h, w] -> images [B, C, h · stride, w · stride] in [-1, 1]."""
+        return (F.pixel_shuffle(latents, self.stride) * self.std + self.mean).clamp(-1, 1)
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions beside a shortcut."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm1 = _norm(channels)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.norm2 = _norm(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        if channels != out_channels:
+            self.nin_shortcut = nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
+
+
+class AttentionBlock(nn.Module):
+    """Single-head self-attention over all positions."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = _norm(channels)
+        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (layer(h).flatten(2).transpose(1, 2)[:, None] for layer in (self.q, self.k, self.v))  # [B, 1, HW, C]
+        out = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2).unflatten(2, x.shape[2:])
+        return x + self.proj_out(out)
+
+
+class Middle(nn.Module):
+    """The lowest resolution: residual block, attention, residual block."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.block_1 = ResidualBlock(channels, channels)
+        self.attn_1 = AttentionBlock(channels)
+        self.block_2 = ResidualBlock(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Level(nn.Module):
+    """The blocks of one resolution, and the step to the next one."""
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        blocks: int,
+        *,
+        attention: bool = False,
+        resample: tuple[str, nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(
+            ResidualBlock(channels if i == 0 else out_channels, out_channels) for i in range(blocks)
+        )
+        self.attn = nn.ModuleList(AttentionBlock(out_channels) for _ in range(blocks if attention else 0))
+        if resample:
+            self.add_module(*resample)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, block in enumerate(self.block):
+            x = block(x)
+            if self.attn:
+                x = self.attn[i](x)
+        for name in ("downsample", "upsample"):
+            if hasattr(self, name):
+                x = getattr(self, name)(x)
+        return x
+
+
+class Downsample(nn.Module):
+    """Half the resolution; padded to the right and below only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Twice the resolution, by repetition and a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Encoder(nn.Module):
+    """Images [B, 3, H, W] -> moments before `quant_conv` [B, 2C, H/16, W/16]."""
+
+    def __init__(self, widths: tuple[int, ...], latent_channels: int) -> None:
+        super().__init__()
+        lowest = len(widths) - 1
+        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
+        self.down = nn.ModuleList(
+            Level(
+                widths[max(i - 1, 0)],
+                width,
+                2,
+                attention=i == lowest,
+                resample=("downsample", Downsample(width)) if i < lowest else None,
+            )
+            for i, width in enumerate(widths)
+        )
+        self.mid = Middle(widths[-1])
+        self.norm_out = _norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], 2 * latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for level in self.down:
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+
+
+class Decoder(nn.Module):
+    """Latents after `post_quant_conv` [B, C, h, w] -> images [B, 3, 16h, 16w]."""
+
+    def __init__(self, widths: tuple[int, ...], latent_channels: int) -> None:
+        super().__init__()
+        lowest = len(widths) - 1
+        self.conv_in = nn.Conv2d(latent_channels, widths[-1], 3, padding=1)
+        self.mid = Middle(widths[-1])
+        # Numbered from the highest resolution, run from the lowest.
+        self.up = nn.ModuleList(
+            Level(widths[min(i + 1, lowest)], width, 3, resample=("upsample", Upsample(width)) if i > 0 else None)
+            for i, width in enumerate(widths)
+        )
+        self.norm_out = _norm(widths[0])
+        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(x))
+        for level in reversed(self.up):
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class AutoencoderKL(nn.Module):
+    """KL-16, the VAE of all published models (Rombach et al. 2022; weights by Li et al. 2024).
+
+    16 pixels per latent; parameter names are as released.
+
+    Args:
+        latent_channels: channels of the latents.
+        width: of the highest resolution, a multiple of 32.
+    """
+
+    stride = 16
+
+    def __init__(self, latent_channels: int = 16, width: int = 128) -> None:
+        super().__init__()
+        widths = tuple(width * multiplier for multiplier in (1, 1, 2, 2, 4))
+        self.latent_channels = latent_channels
+        self.encoder = Encoder(widths, latent_channels)
+        self.decoder = Decoder(widths, latent_channels)
+        self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
+        self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
+
+    def moments(self, images: Tensor) -> Tensor:
+        """Mean and log variance of the posterior, one behind the other: [B, 3, H, W] -> [B, 2C, H/16, W/16].
+
+        Raises:
+            ValueError: a side is not a multiple of 16.
+        """
+        height, width = images.shape[2:]
+        if height % self.stride or width % self.stride:
+            raise ValueError(f"images are {height}×{width}; KL-16 needs sides that are multiples of {self.stride}")
+        return self.quant_conv(self.encoder(images))
+
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1] -> latents [B, C, H/16, W/16]: the posterior's mean, with `noise` a sample."""
+        return sample_moments(self.moments(images), noise)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, h, w] -> images [B, 3, 16h, 16w], in [-1, 1] up to the network's overshoot."""
+        return self.decoder(self.post_quant_conv(latents / KL16_SCALE))
+
+    def latent_shape(self, images: Tensor) -> tuple[int, int, int, int]:
+        """Shape of the latents of `images`."""
+        batch, _, height, width = images.shape
+        return batch, self.latent_channels, height // self.stride, width // self.stride
+
+
+VAE = SpaceToDepth | AutoencoderKL
+
+
+def sample_moments(moments: Tensor, noise: Tensor | None) -> Tensor:
+    """Unit-variance latents from KL-16's moments [B, 2C, h, w]: the mean, or with `noise` [B, C, h, w] a sample."""
+    mean, log_variance = moments.chunk(2, dim=1)
+    if noise is not None:
+        mean = mean + torch.exp(0.5 * log_variance.clamp(-30, 20)) * noise
+    return mean * KL16_SCALE

@@ -1,0 +1,149 @@
+"""Collective operations; without a process group, each works as on rank 0 of 1."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from .extras import MissingExtra
+
+T = TypeVar("T")
+
+# What a user can mend (a wrong setting, a missing file or package, a full disk or memory, a NaN): one sentence says it.
+USER_ERRORS = (ValueError, OSError, FloatingPointError, MissingExtra, torch.OutOfMemoryError)
+
+
+def setup(device: torch.device) -> None:
+    """Join the process group that torchrun describes in the environment; without torchrun, do nothing."""
+    if "RANK" not in os.environ or dist.is_initialized():
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # nccl refuses two ranks on one GPU. At the end of a generation, the slowest rank may be long behind.
+    crowded = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count()
+    backend = "nccl" if device.type == "cuda" and not crowded else "gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(hours=2))
+
+
+def shutdown() -> None:
+    """Leave the process group, if there is one. Not after an error: ranks that wait for this one must see it die."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Return the number of this process, 0 when it is alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Return the number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this is rank 0, which prints and writes summaries."""
+    return rank() == 0
+
+
+def print_main(text: str) -> None:
+    """Print on rank 0 alone."""
+    if is_main():
+        print(text, flush=True)
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def broadcast(value: T) -> T:
+    """Return rank 0's `value` on every rank."""
+    box = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather(value: T) -> list[T]:
+    """Return every rank's `value` in rank order, on every rank."""
+    values = [value] * world_size()
+    if dist.is_initialized():
+        dist.all_gather_object(values, value)
+    return values
+
+
+def gather_to_main(value: T) -> list[T]:
+    """Return every rank's `value` in rank order on rank 0, and nothing elsewhere."""
+    values = [value] * world_size() if is_main() else []
+    if dist.is_initialized():
+        dist.gather_object(value, values or None)
+    return values
+
+
+def on_main(action: Callable[[], T]) -> T:
+    """Return what `action` returns on rank 0, which alone calls it; one of `USER_ERRORS` is raised on every rank."""
+    return _result(*broadcast(_attempt(action) if is_main() else (None, None)))
+
+
+def on_all(action: Callable[[], T]) -> T:
+    """Return what `action` returns on this rank; one of `USER_ERRORS` on any rank is raised on every rank.
+
+    Every rank calls `action`; within it, ranks do not wait for each other.
+    """
+    return _result(*_share_errors(*_attempt(action)))
+
+
+def _attempt(action: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    try:
+        return action(), None
+    except USER_ERRORS as error:
+        return None, error
+
+
+def _share_errors(value: T | None, error: Exception | None) -> tuple[T | None, Exception | None]:
+    """Add the error of the first rank that has one where there is none."""
+    return value, next(filter(None, [error, *gather(error)]), None)
+
+
+def _result(value: T | None, error: Exception | None) -> T:
+    try:
+        if error is not None:
+            raise error
+    finally:
+        del error  # with this frame in its traceback, it would keep all frames alive, and a GPU's memory in them
+    return value  # type: ignore[return-value]
+
+
+def claim_blocks(count: int) -> Iterator[int]:
+    """Yield the numbers 0 to count - 1, each on the one rank that first asks for it, so that a slow rank does fewer.
+
+    Every rank calls this. A rank that leaves its loop early, as by an error, ends the loops of the others.
+    """
+    if not dist.is_initialized():
+        yield from range(count)
+        return
+    add = _shared_counter()
+    try:
+        while (number := add(1) - 1) < count:
+            yield number
+    except GeneratorExit:
+        add(count)
+        raise
+
+
+def _shared_counter() -> Callable[[int], int]:
+    """Return a function that adds to a new number, which all ranks share, and returns the sum.
+
+    The number lies in the store in which the ranks met, across machines; restarted ranks get a new store. torch has no
+    public name for that store. Should the private one go: rank 0 opens a `dist.TCPStore` and broadcasts its address.
+    """
+    store, name = dist.distributed_c10d._get_default_store(), broadcast(f"claim_blocks/{uuid.uuid4()}")
+    return lambda amount: store.add(name, amount)

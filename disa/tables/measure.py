@@ -1,0 +1,160 @@
+"""Measure recipes: load their weights, choose what to measure, and keep what is known."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ..data.captions import grammar_prompts
+from ..data.text import TextTokenizer
+from ..evaluation.extractors import EXTRACTORS, Extractor
+from ..evaluation.plan import MetricSpec, plan_metrics
+from ..evaluation.results import Results
+from ..evaluation.run import evaluate
+from ..generation.generators import Generator, LabelGenerator, PromptGenerator, choose_attention, image_shape
+from ..models.harmon import Harmon
+from ..models.vae import SpaceToDepth
+from ..runtime import distributed
+from ..runtime.devices import DTYPES
+from ..runtime.distributed import print_main
+from ..weights.fetch import CATALOGUE
+from ..weights.load import load_model, load_vae
+from .recipes import Recipe
+
+Make = Callable[[Recipe], Generator]  # of any recipe with the weights that were loaded
+
+CHECKOUT = Path(__file__).parents[2]  # where the package lies; of an installed one, no checkout
+FAMILY_FOLDERS = ("MAR_DiSA", "FlowAR_DiSA", "xAR_DiSA", "Harmon_DiSA")
+
+
+def find_published(name: str, roots: Sequence[Path] = (Path(), CHECKOUT)) -> Path:
+    """Find a published file in the folder `pretrained_models` in one of `roots`, or in a family's folder there."""
+    path = Path("pretrained_models", CATALOGUE[name].path)
+    for folder in (root / family for root in roots for family in ("", *FAMILY_FOLDERS)):
+        if (folder / path).is_file():
+            return folder / path
+    raise FileNotFoundError(
+        f"there is no {path}; fetch it with `disa checkpoints fetch {name}`, or with util/download.py of its family"
+    )
+
+
+def load(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Make:
+    """Load the weights of `recipe`, ready to generate what any recipe with the same asks for."""
+    path = find_published(recipe.checkpoint) if recipe.checkpoint in CATALOGUE else recipe.checkpoint
+    if recipe.takes_prompts:
+        harmon = load_model(recipe.model, path).to(device, dtype)
+        assert isinstance(harmon, Harmon)
+        if recipe.text_tokenizer:
+            harmon.text = TextTokenizer.load(recipe.text_tokenizer)
+        choose_attention(harmon.llm, device)
+        return lambda recipe: prompt_generator(harmon, recipe, device)
+    vae = (SpaceToDepth() if recipe.bundled else load_vae(find_published("kl16"))).to(device, dtype)
+    model = load_model(recipe.model, path).to(device, dtype)
+    return lambda recipe: LabelGenerator(model, vae, recipe.sampling, device)
+
+
+def prompt_generator(model: Harmon, recipe: Recipe, device: torch.device) -> PromptGenerator:
+    """Make the generator of a recipe of Harmon."""
+    shape = image_shape(recipe.image_size, model.vae.stride) if recipe.image_size else (model.mar.grid, model.mar.grid)
+    if recipe.prompts:
+        prompts, classes, each = recipe.prompts, None, -(-recipe.num_images // len(recipe.prompts))
+    else:
+        (prompts, labels), each = grammar_prompts(recipe.num_images), 1
+        classes = labels.tolist()
+    return PromptGenerator(
+        model, prompts, recipe.sampling, device, image_shape=shape, images_per_prompt=each, classes=classes
+    )
+
+
+def plan_recipe(
+    recipe: Recipe, metrics: str, features: str, reference: str, extractors: Mapping[str, Extractor] = EXTRACTORS
+) -> tuple[list[MetricSpec], list[str]]:
+    """Choose what to measure, and say what cannot be; a recipe's own prompts have no images or classes to compare with.
+
+    Raises:
+        ValueError: there would be no Fréchet distance, though nobody said that none is wanted; or as `plan_metrics`.
+    """
+    if recipe.prompts:
+        return [], []
+    if reference == "auto" and not recipe.bundled:
+        with contextlib.suppress(FileNotFoundError):
+            reference = str(find_published("adm_in256_stats"))
+    specs, left_out = plan_metrics(metrics, features, reference, bundled=recipe.bundled, extractors=extractors)
+    if left_out and not any("fid" in spec.metrics for spec in specs):
+        raise ValueError(f"{'; '.join(left_out)}; mend that, or give --metrics none for times alone")
+    return specs, left_out
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What is known of recipes.
+
+    Attributes:
+        out: folder of everything.
+        dtype: of the networks, a name in `DTYPES`.
+        save_seconds: as for `evaluate`.
+        results, problems: by the names of recipes, and why they could not run.
+        left_out: what this machine cannot measure, in sentences, by the names of models.
+    """
+
+    out: Path
+    dtype: str
+    save_seconds: float = 120.0
+    results: dict[str, Results] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}; allowed are {', '.join(DTYPES)}")
+
+    def folder(self, recipe: Recipe) -> Path:
+        """Name the folder of a recipe's results; rows of several tables that ask for the same share it."""
+        name = f"{recipe.sampling.name()}-{recipe.num_images}images-{self.dtype}"
+        other = (recipe.checkpoint, tuple(recipe.prompts), recipe.image_size, recipe.text_tokenizer)
+        if any(other):
+            name += f"-{hashlib.sha256(repr(other).encode()).hexdigest()[:6]}"
+        return self.out / recipe.model / name
+
+    def of(self, recipe: Recipe | None) -> Results | None:
+        """Return the results of a recipe, if there are any; those of an earlier run do, unless it could not run now."""
+        if recipe is None or recipe.name in self.problems:
+            return None
+        return self.results.get(recipe.name) or Results.read(self.folder(recipe) / "results.json")
+
+    def measure(self, recipe: Recipe, make: Make, specs: Sequence[MetricSpec]) -> None:
+        """Evaluate one recipe, or go on with it; every rank calls this."""
+        try:
+            generator = distributed.on_all(lambda: make(recipe))
+            print_main(f"{len(generator.nfe_per_step)} AR steps, NFE {generator.nfe:,}")
+            self.results[recipe.name] = evaluate(
+                generator,
+                self.folder(recipe),
+                specs=specs,
+                settings={"model": recipe.model, "dtype": self.dtype},
+                num_images=recipe.num_images,
+                batch_size=recipe.batch_size,
+                intervals=True,
+                save_seconds=self.save_seconds,
+            )
+        except distributed.USER_ERRORS as error:
+            self.problems[recipe.name] = str(error)
+
+    def complaints(self, asked: Sequence[Recipe]) -> list[str]:
+        """Say which of `asked` could not run or be measured, and why."""
+        rows: dict[str, list[str]] = {}
+        for recipe in asked:
+            if recipe.name in self.problems:
+                rows.setdefault(self.problems[recipe.name], []).append(recipe.label)
+        not_run = [f"Not run: {', '.join(labels)}. {_sentence(problem)}" for problem, labels in rows.items()]
+        left_out = dict.fromkeys(text for recipe in asked for text in self.left_out.get(recipe.model, ()))
+        return [*not_run, *map(_sentence, left_out)]
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."

@@ -1,0 +1,295 @@
+"""Recipes: the rows of the tables that the project reproduces, read from the TOML files beside this module.
+
+`mar.toml` explains how the files are read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import functools
+import itertools
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from ..annealing import AnnealedModel
+from ..generation.generators import Sampling
+from ..models import MODELS, build_model
+from ..models.harmon import Harmon
+from ..solver import get_solver
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+T = TypeVar("T")
+Level = dict[str, Any]  # of a TOML file, which holds anything
+
+FOLDER = Path(__file__).parent
+FAMILIES = ("mar", "flowar", "xar", "harmon")
+READ_OFF = re.compile(r"~\d+(\.\d+)?")  # a published score that was read off a plot
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One row of a table: a setting to measure, and what was published for it.
+
+    Attributes:
+        table, model, row: names of the table, the model and the row.
+        sampling: how an image is made.
+        num_images, batch_size: images to measure, and per batch on each rank.
+        checkpoint: a name of the catalogue or a path; None takes the weights that come with the package.
+        baseline: the model's row in this table that speed-ups are over.
+        published_fid, published_isc: published scores; text like "~1.57" if they were read off a plot.
+        source: where they were published.
+        prompts: of Harmon, with equally many images each; none takes those of the bundled captions' grammar.
+        image_size, text_tokenizer: of Harmon; pixels per side, and a folder or a name on the Hugging Face hub.
+
+    Raises:
+        ValueError: a value is impossible.
+    """
+
+    table: str
+    model: str
+    row: str
+    sampling: Sampling
+    num_images: int
+    batch_size: int
+    checkpoint: str | None = None
+    baseline: str | None = None
+    published_fid: float | str | None = None
+    published_isc: float | str | None = None
+    source: str | None = None
+    prompts: Sequence[str] = ()
+    image_size: int | None = None
+    text_tokenizer: str | None = None
+
+    def __post_init__(self) -> None:
+        for names, allowed, needed in _KINDS:
+            for name in names.split():
+                if (value := getattr(self, name)) is not None and not allowed(value):
+                    raise ValueError(f"{name} is {value!r}; {needed}")
+        if (self.source is None) != (self.published_fid is None and self.published_isc is None):
+            raise ValueError("a published score needs a source, and a source a published score")
+        self._check_model()
+
+    def _check_model(self) -> None:
+        if not self.takes_prompts and (self.prompts or self.image_size or self.text_tokenizer):
+            raise ValueError(f"{self.model} takes class labels; prompts, image_size and text_tokenizer are Harmon's")
+        if self.takes_prompts and not self.prompts and not self.bundled:
+            raise ValueError(f"{self.model} takes prompts; give some (the captions' grammar is for the bundled model)")
+        if self.checkpoint is None and not self.bundled:
+            raise ValueError(f"no weights of {self.model} come with the package; name a checkpoint")
+        model = MODELS[self.model].build
+        flow = model.flow_times is not None
+        if flow != (self.sampling.num_iter is None):
+            kind, prefix = ("a flow model", "flow_") if flow else ("no flow model", "diff_")
+            raise ValueError(f"{self.model} is {kind}; its settings begin with {prefix}")
+        get_solver(model.solvers, self.sampling.sampler)
+
+    @property
+    def label(self) -> str:
+        """The name within its table."""
+        return f"{self.model}-{self.row}"
+
+    @property
+    def name(self) -> str:
+        """The name among all."""
+        return f"{self.table}/{self.label}"
+
+    @property
+    def nfe_per_step(self) -> list[int]:
+        """Evaluations of the head at each AR step."""
+        return _outline(self.model).nfe(self.sampling.schedule, self.sampling.sampler, self.sampling.num_iter)
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of the head per image."""
+        return sum(self.nfe_per_step)
+
+    @property
+    def bundled(self) -> bool:
+        """Whether the model is one of Fashion-MNIST that comes with the package."""
+        return MODELS[self.model].bundled
+
+    @property
+    def takes_prompts(self) -> bool:
+        """Whether the model takes prompts, not class labels."""
+        return issubclass(MODELS[self.model].build, Harmon)
+
+
+def _is_score(value: object) -> bool:
+    return bool(READ_OFF.fullmatch(value)) if isinstance(value, str) else type(value) in (int, float)
+
+
+# Attributes of recipes, whether a value is possible, and what is needed. Any: values of any type are checked.
+_KINDS: list[tuple[str, Callable[[Any], object], str]] = [
+    ("num_images batch_size image_size", lambda x: type(x) is int and x >= 1, "a whole number of at least 1 is needed"),
+    ("checkpoint baseline source text_tokenizer", lambda x: type(x) is str and x, "a text is needed"),
+    ("published_fid published_isc", _is_score, 'a number is needed, or text like "~1.57" for one read off a plot'),
+    ("prompts", lambda x: type(x) in (list, tuple) and all(type(y) is str for y in x), "a list of texts is needed"),
+]
+
+
+@functools.cache
+def _outline(model: str) -> AnnealedModel:
+    """Build a model without weights, to count its evaluations."""
+    with torch.device("meta"):
+        return build_model(model)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Recipes that are compared with each other.
+
+    Attributes:
+        title, text: what they show, in one line and in some.
+        recipes: all of them.
+        shown: those that were asked for.
+
+    Raises:
+        ValueError: there is no title, two recipes share a name, or a baseline is none of them.
+    """
+
+    name: str
+    title: str
+    text: str
+    recipes: tuple[Recipe, ...]
+    shown: tuple[Recipe, ...]
+
+    def __post_init__(self) -> None:
+        if not self.title:
+            raise ValueError(f"{self.name}: the table needs a title")
+        labels = [recipe.label for recipe in self.recipes]
+        for one in self.recipes:
+            if labels.count(one.label) > 1:
+                raise ValueError(f"there are two recipes {one.name}")
+            if one.baseline is not None and self.baseline(one) is None:
+                raise ValueError(f"{one.name}: its baseline {one.baseline} is no row of {one.model} in {self.name}")
+
+    def change(self, **changes: Any) -> Table:  # Any: attributes of several types
+        """Replace attributes of all recipes; None replaces nothing."""
+        wanted = {name: value for name, value in changes.items() if value is not None}
+        recipes = {recipe.name: dataclasses.replace(recipe, **wanted) for recipe in self.recipes}
+        shown = tuple(recipes[recipe.name] for recipe in self.shown)
+        return dataclasses.replace(self, recipes=tuple(recipes.values()), shown=shown)
+
+    def baseline(self, recipe: Recipe) -> Recipe | None:
+        """Return what the speed-up of `recipe` is over."""
+        return next((one for one in self.recipes if (one.model, one.row) == (recipe.model, recipe.baseline)), None)
+
+
+def load_tables(folder: Path = FOLDER) -> dict[str, Table]:
+    """Read every table from the families' files in `folder`; families with a table of the same name share it.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file has what no recipe has, or an impossible value; file, recipe and value are named.
+    """
+    tables: dict[str, Table] = {}
+    for family in FAMILIES:
+        path = folder / f"{family}.toml"
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no {path}; install the package again")
+        try:
+            common, sections = _split(tomllib.loads(path.read_text(encoding="utf-8")))
+            for name, section in sections.items():
+                tables[name] = _extend(tables.get(name), name, section, common)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    return tables
+
+
+def bundled_settings(model: str) -> dict[str, Sampling]:
+    """Read how a bundled model samples without DiSA ("full"), with it ("disa"), with its low count alone ("low")."""
+    (table,) = choose(load_tables(), [f"bundled/{model}-*"])
+    return {recipe.row: recipe.sampling for recipe in table.shown}
+
+
+def choose(tables: Mapping[str, Table], names: Sequence[str]) -> list[Table]:
+    """Select tables and rows by name or pattern, like `ar_steps/mar_*`; a ValueError if a name has none."""
+    every = [recipe.name for table in tables.values() for recipe in table.recipes]
+    wanted: set[str] = set()
+    for name in names:
+        found = fnmatch.filter(every, name if "/" in name else f"{name}/*")
+        if not found:
+            raise ValueError(f"there is no table or recipe {name}; `disa reproduce --list` prints them")
+        wanted.update(found)
+    shown = {key: tuple(one for one in table.recipes if one.name in wanted) for key, table in tables.items()}
+    return [dataclasses.replace(tables[key], shown=recipes) for key, recipes in shown.items() if recipes]
+
+
+def list_tables(tables: Mapping[str, Table]) -> str:
+    """Write tables and their recipes in words."""
+    lines = []
+    for table in tables.values():
+        lines.append(f"{table.name}: {table.title}")
+        for recipe in table.recipes:
+            settings = " ".join(f"{name} {value}" for name, value in recipe.sampling.to_dict().items())
+            published = f", published FID {recipe.published_fid}" if recipe.published_fid is not None else ""
+            lines.append(f"  {recipe.name:38} {recipe.num_images} images{published}; {settings}")
+    return "\n".join(lines)
+
+
+def expand(grid: Mapping[str, Sequence[T]]) -> dict[str, dict[str, T]]:
+    """Combine a grid's values in every way; combinations are named after them."""
+    combinations = itertools.product(*grid.values()) if grid else []
+    return {"-".join(map(str, values)): dict(zip(grid, values, strict=True)) for values in combinations}
+
+
+def _split(level: Level) -> tuple[Level, Level]:
+    """Separate the values on a level of a file from the levels within it."""
+    within = {name: value for name, value in level.items() if isinstance(value, dict)}
+    return {name: value for name, value in level.items() if name not in within}, within
+
+
+def _extend(table: Table | None, name: str, section: Level, common: Level) -> Table:
+    """Add a file's section on a table to what earlier files have of it."""
+    shared, models = _split(section)
+    words = {"title": table.title, "text": table.text} if table else {"title": "", "text": ""}
+    for key, known in words.items():
+        if key in shared and known:
+            raise ValueError(f"{name}: another file has a {key} of it; one is enough")
+        words[key] = str(shared.pop(key, known))
+    found = [recipe for model, own in models.items() for recipe in _recipes(name, model, own, {**common, **shared})]
+    recipes = (*(table.recipes if table else ()), *found)
+    return Table(name, words["title"], words["text"], recipes, recipes)
+
+
+def _recipes(table: str, model: str, section: Level, shared: Level) -> Iterator[Recipe]:
+    """Make the recipes of a model in a table."""
+    if model not in MODELS:
+        raise ValueError(f"{table}: there is no model {model}; allowed are {', '.join(MODELS)}")
+    own, within = _split(section)
+    for key in within:
+        if key not in ("rows", "grid"):
+            raise ValueError(f"{table}: {model} has {key}; it may have rows and a grid")
+    grid, rows = within.get("grid", {}), within.get("rows", {})
+    for name, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise ValueError(f"{table}: {name} of {model} is {values!r}; a grid's values are a list")
+    for name, row in [*expand(grid).items(), *rows.items()]:
+        if not isinstance(row, dict):
+            raise ValueError(f"{table}: {name} of {model} is {row!r}; a row is {{ setting = value, … }}")
+        try:
+            yield _recipe(table, model, name, {**shared, **own, **row})
+        except ValueError as error:
+            raise ValueError(f"{table}/{model}-{name}: {error}") from error
+
+
+def _recipe(table: str, model: str, row: str, values: Level) -> Recipe:
+    """Make a recipe from its attributes and, under the names of the commands' flags, the settings of its sampling."""
+    attributes = {field.name for field in dataclasses.fields(Recipe)} - {"table", "model", "row", "sampling"}
+    for name in ("num_images", "batch_size"):
+        if name not in values:
+            raise ValueError(f"nothing says what {name} shall be")
+    sampling = Sampling.from_dict({name: value for name, value in values.items() if name not in attributes})
+    own = {name: value for name, value in values.items() if name in attributes}
+    return Recipe(table, model, row, sampling, **own)

@@ -1,0 +1,53 @@
+"""How commands end."""
+
+import pytest
+
+from disa.commands.exit import run
+from tests.helpers.scripts import exit_code
+
+
+def fail_with(error):
+    def main():
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("stop", "printed"),
+    [(KeyboardInterrupt(), "interrupted"), (KeyboardInterrupt("stopped at step 7"), "stopped at step 7")],
+)
+def test_interruption_ends_in_130(capsys, stop, printed):
+    assert exit_code(fail_with(stop)) == 130
+    assert capsys.readouterr().err == f"\n{printed}\n"
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("a"), FileNotFoundError("a"), FloatingPointError("a")], ids=lambda error: type(error).__name__
+)
+def test_what_a_user_can_mend_ends_in_2(capsys, error):
+    assert exit_code(fail_with(error)) == 2
+    assert capsys.readouterr().err == "error: a\n"
+
+
+def test_a_defect_keeps_its_traceback(capsys):
+    with pytest.raises(TypeError, match="ours"):
+        run(fail_with(TypeError("ours")))
+    assert capsys.readouterr().err == ""
+
+
+def test_exit_codes_of_commands_are_passed_on():
+    assert [exit_code(lambda code=code: code) for code in (None, 0, 1)] == [0, 0, 1]
+
+
+def test_an_error_in_a_process_that_loads_data_is_one_sentence_too(capsys):
+    def main():
+        raise ValueError(
+            "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+            '  File "data.py", line 1, in read\nValueError: a.png cannot be read as an image (truncated: 3 bytes)\n'
+        )
+
+    with pytest.raises(SystemExit) as end:
+        run(main)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: a.png cannot be read as an image (truncated: 3 bytes)\n"

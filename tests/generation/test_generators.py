@@ -1,0 +1,138 @@
+"""Settings of a generation under the names of the commands' flags, and ids to images."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from disa import Guidance, StepSchedule
+from disa.generation.generators import LabelGenerator, PromptGenerator, Sampling, image_seed, image_shape
+from disa.models.vae import SpaceToDepth
+from tests.conftest import small_mar, small_xar
+
+CPU = torch.device("cpu")
+DIFFUSION = Sampling(64, StepSchedule(50, 5, "cosine"), "DDIM", Guidance(2.9, "constant"), 0.9, 7)
+FLOW = Sampling(None, StepSchedule(25, 15, "two-stage"), "heun", Guidance(2.4, "linear", 0.7), 1.0, 0)
+
+
+@pytest.mark.parametrize("sampling", [DIFFUSION, FLOW], ids=["diffusion", "flow"])
+def test_settings_lead_back_to_the_sampling(sampling):
+    assert Sampling.from_dict(sampling.to_dict()) == sampling
+    assert Sampling.from_dict(json.loads(json.dumps(sampling.to_dict()))) == sampling
+
+
+def test_settings_have_the_names_and_the_order_of_the_flags():
+    """The names of progress files are made from them."""
+    assert list(DIFFUSION.to_dict().items()) == [
+        ("num_iter", 64),
+        ("diff_sampler", "DDIM"),
+        ("diff_upper_steps", 50),
+        ("diff_lower_steps", 5),
+        ("diff_annealing_strategy", "cosine"),
+        ("cfg", 2.9),
+        ("cfg_schedule", "constant"),
+        ("temperature", 0.9),
+        ("seed", 7),
+    ]
+    assert [*FLOW.to_dict()][:2] == ["flow_sampler", "flow_upper_steps"]
+    assert FLOW.to_dict()["guidance"] == 0.7
+
+
+def test_names_of_folders():
+    assert DIFFUSION.name() == "ar64-DDIM-cosine-50to5-cfg2.9constant-temperature0.9-seed7"
+    assert FLOW.name() == "heun-two-stage-25to15-cfg2.4linear-guidance0.7-temperature1-seed0"
+    assert Sampling(2, StepSchedule(9, 9), "default").name() == "ar2-default-9-cfg1linear-temperature1-seed1"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cfg": None}, "nothing says what cfg shall be"),
+        ({"guidance": 0.9}, "there is no setting guidance here"),
+        ({"num_iter": 3.5}, "num_iter is 3.5; a value like 1 is needed"),
+        ({"seed": True}, "seed is True"),
+        ({"cfg": "2.9"}, "cfg is '2.9'; a value like 1.0 is needed"),
+        ({"diff_lower_steps": 51}, "upper is 50, below lower = 51"),
+        ({"diff_annealing_strategy": "lineer"}, "strategy is 'lineer'"),
+        ({"seed": -1}, "seed is -1; it must be in [0, 2^32)"),
+    ],
+)
+def test_impossible_settings_are_refused(change, message):
+    settings = {**Sampling(64, StepSchedule(50, 5)).to_dict(), **change}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Sampling.from_dict({name: value for name, value in settings.items() if value is not None})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_iter": 0}, "num_iter is 0; at least 1 AR step is needed"),
+        ({"temperature": -0.5}, "temperature is -0.5; it must be a finite number ≥ 0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"seed": -1}, "seed is -1; it must be in [0, 2^32)"),
+        ({"seed": 2**32}, "seed is 4294967296; it must be in [0, 2^32)"),
+    ],
+)
+def test_settings_check_themselves_when_they_are_built(change, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Sampling(**{"num_iter": 4, "schedule": StepSchedule(), **change})
+    Sampling(None, StepSchedule(), temperature=0.0, seed=2**32 - 1)
+
+
+def test_an_image_depends_on_its_id_and_the_seed_alone():
+    generator = LabelGenerator(small_mar(), SpaceToDepth(), Sampling(2, StepSchedule(2, 1)), CPU)
+    whole = generator([3, 14])
+    assert whole.shape == (2, 1, 16, 16)
+    torch.testing.assert_close(generator([14]), whole[1:], rtol=1e-4, atol=1e-5)
+    assert (whole[0] - whole[1]).abs().max() > 1e-2
+    assert generator.labels([3, 14, 20]).tolist() == [3, 4, 0]
+    assert generator.clock.seconds.keys() == {"generation", "decoding"}
+    reseeded = LabelGenerator(generator.model, generator.vae, Sampling(2, StepSchedule(2, 1), seed=2), CPU)
+    assert (reseeded([3]) - whole[:1]).abs().max() > 1e-2
+
+
+def test_evaluations_at_each_ar_step():
+    mar = LabelGenerator(small_mar(), SpaceToDepth(), Sampling(4, StepSchedule(8, 2)), CPU)
+    assert mar.nfe_per_step == mar.model.nfe(StepSchedule(8, 2), "DiSA", 4)
+    assert len(mar.nfe_per_step) == 4
+    assert mar.nfe == sum(mar.nfe_per_step)
+    xar = LabelGenerator(small_xar(), SpaceToDepth(), Sampling(None, StepSchedule(8, 2), "euler"), CPU)
+    assert xar.nfe_per_step == [8, 6, 4, 2]
+
+
+def test_pixels_that_are_not_finite_are_refused():
+    class Broken(SpaceToDepth):
+        def decode(self, latents):
+            return super().decode(latents) * float("nan")
+
+    generator = LabelGenerator(small_mar(), Broken(), Sampling(1, StepSchedule(1, 1)), CPU)
+    with pytest.raises(FloatingPointError, match="NaN or infinite pixels"):
+        generator([0])
+
+
+def test_prompts_need_a_text_tokenizer():
+    model = small_mar()
+    model.vae, model.text, model.llm = SpaceToDepth(), None, torch.nn.Module()
+    model.llm.config = type("Config", (), {"max_position_embeddings": 99})
+    model.image_tokens = lambda shape: shape[0] * shape[1]
+    with pytest.raises(ValueError, match=r"the model has no text tokenizer; attach one \(model.text\)"):
+        PromptGenerator(model, ["a bag"], Sampling(2, StepSchedule(2, 1)), CPU, image_shape=(2, 2))
+
+
+def test_seeds_differ_between_images_and_runs():
+    seeds = {image_seed(seed, image_id) for seed in range(50) for image_id in range(50)}
+    assert len(seeds) == 2500
+    assert image_seed(1, 2) == 2**32 + 2
+    with pytest.raises(ValueError, match="seed is -1"):
+        image_seed(-1, 0)
+    with pytest.raises(ValueError, match="the image id is 4294967296"):
+        image_seed(0, 2**32)
+
+
+def test_shapes_of_images_in_tokens():
+    assert image_shape(512, 16) == (32, 32)
+    assert image_shape("64x96", 16) == (4, 6)
+    for wrong in ("100", "64x", "0", "64x96x32", "-16"):
+        with pytest.raises(ValueError, match=f"image_size is {wrong}; a multiple of 16 is needed, .* like 64x96"):
+            image_shape(wrong, 16)

@@ -1,0 +1,371 @@
+"""The recipes that come with the package, how files of them are read, and what is refused in them."""
+
+import itertools
+import re
+import shlex
+import textwrap
+
+import pytest
+
+from disa import StepSchedule
+from disa.generation.generators import Sampling
+from disa.models import MODELS
+from disa.tables.recipes import FAMILIES, FOLDER, bundled_settings, choose, expand, list_tables, load_tables
+from disa.tables.sweep import canonical
+from disa.weights.fetch import CATALOGUE
+from tests.helpers.processes import ROOT, run
+from tests.helpers.scripts import script
+
+TABLES = load_tables()
+RECIPES = {recipe.name: recipe for table in TABLES.values() for recipe in table.recipes}
+every = pytest.mark.parametrize("name", RECIPES)
+IMAGENET = list(dict.fromkeys(recipe.model for recipe in TABLES["imagenet"].recipes))
+FOLDERS = {"mar": "MAR_DiSA/main_mar.py", "flo": "FlowAR_DiSA/eval.py", "xar": "xAR_DiSA/eval.py"}
+SCHEDULE_KINDS = ("linear", "cosine", "two-stage", "constant")
+
+
+def rows(table, model):
+    return {recipe.row: recipe for recipe in TABLES[table].recipes if recipe.model == model}
+
+
+def counts(recipe):
+    """The counts of the first and the last AR step."""
+    schedule = canonical(recipe.sampling).schedule
+    return schedule.upper, schedule.lower
+
+
+@every
+def test_recipe_can_run(name):
+    recipe = RECIPES[name]
+    assert recipe.checkpoint in ([None] if MODELS[recipe.model].bundled else CATALOGUE)
+    steps = recipe.nfe_per_step
+    assert min(steps) >= 1
+    assert sum(steps) == recipe.nfe
+    assert len(steps) == (recipe.sampling.num_iter or len(steps))
+    assert len(steps) <= (64 if MODELS[recipe.model].bundled else 256)  # tokens
+
+
+@every
+def test_recipe_stands_in_its_table(name):
+    recipe = RECIPES[name]
+    table = TABLES[recipe.table]
+    assert name == f"{table.name}/{recipe.model}-{recipe.row}"
+    assert table.baseline(recipe).baseline == recipe.baseline
+    assert table.baseline(recipe).row == recipe.baseline
+    assert table.baseline(recipe).model == recipe.model
+
+
+def test_names_are_unique_and_tables_have_titles():
+    assert len(RECIPES) == sum(len(table.recipes) for table in TABLES.values())
+    for name, table in TABLES.items():
+        assert (table.name, table.shown) == (name, table.recipes)
+        assert table.title
+        assert {recipe.table for recipe in table.recipes} == {name}
+
+
+@every
+def test_published_scores_have_a_source(name):
+    recipe = RECIPES[name]
+    published = [score for score in (recipe.published_fid, recipe.published_isc) if score is not None]
+    assert bool(published) == (recipe.source is not None)
+    assert recipe.source is None or re.fullmatch(r"arXiv:\d{4}\.\d{5}", recipe.source)
+    assert all(float(str(score).removeprefix("~")) > 1 for score in published)
+
+
+@pytest.mark.parametrize("model", IMAGENET)
+def test_imagenet_models_are_as_released_and_with_disa(model):
+    assert list(rows("imagenet", model)) == ["released", "disa"]
+    released, disa = rows("imagenet", model).values()
+    first, last = counts(released)
+    assert first == last
+    assert counts(disa)[0] > counts(disa)[1]
+    assert disa.nfe < released.nfe
+    assert isinstance(released.published_fid, float)
+    for recipe in (released, disa):
+        assert (recipe.num_images, recipe.baseline, recipe.checkpoint) == (50000, "released", model)
+        assert (recipe.sampling.schedule.strategy, recipe.sampling.guidance.schedule) == ("linear", "linear")
+        assert (recipe.sampling.temperature, recipe.sampling.seed) == (1.0, 1)
+        assert recipe.sampling.guidance.max_time == released.sampling.guidance.max_time
+
+
+def test_every_published_class_conditional_model_is_in_the_table():
+    published = [name for name in CATALOGUE if name in MODELS and not name.startswith("harmon")]
+    assert sorted(IMAGENET) == sorted(published)
+
+
+@pytest.mark.parametrize("model", IMAGENET)
+def test_disa_rows_are_the_commands_of_the_readmes(model):
+    path, recipe = ROOT / FOLDERS[model[:3]], rows("imagenet", model)["disa"]
+    text = (path.parent / "README.md").read_text().replace("\\\n", " ")
+    lines = (shlex.split(line, comments=True) for line in text.splitlines() if path.name in line)
+    commands = [words[words.index(path.name) + 1 :] for words in lines if path.name in words and "--evaluate" in words]
+    (flags,) = [flags for flags in commands if model in flags]
+    family = script(FOLDERS[model[:3]]).FAMILY
+    args = family.parse(flags)
+    assert (args.model, args.evaluate) == (model, True)
+    asked = (family.sampling(args), args.num_images, args.eval_bsz)
+    assert asked == (recipe.sampling, recipe.num_images, recipe.batch_size)
+
+
+@pytest.mark.parametrize("table", ["strategies", "bundled_strategies"])
+def test_every_strategy_is_compared_at_the_same_counts(table):
+    for model in {recipe.model for recipe in TABLES[table].recipes}:
+        found = rows(table, model)
+        assert [name for name in SCHEDULE_KINDS if name in found] == list(SCHEDULE_KINDS)
+        schedules = {name: recipe.sampling.schedule for name, recipe in found.items()}
+        assert {(schedules[name].upper, schedules[name].lower) for name in SCHEDULE_KINDS[:3]} == {
+            (schedules["full"].lower, schedules["constant"].lower)
+        }
+
+
+@pytest.mark.parametrize("table", ["budget", "bundled_budget"])
+def test_budgets_are_equal(table):
+    for model in {recipe.model for recipe in TABLES[table].recipes}:
+        spent = {name: recipe.nfe for name, recipe in rows(table, model).items()}
+        assert spent.keys() == {"linear", "two-stage", "constant"}
+        assert max(spent.values()) <= 1.05 * min(spent.values()), spent
+
+
+@pytest.mark.parametrize("table", ["harmon", "strategies", "upper_lower", "ar_steps", "samplers", "budget"])
+def test_ablations_have_their_twins(table):
+    families = {MODELS[recipe.model].build for recipe in TABLES[table].recipes}
+    assert families <= {MODELS[recipe.model].build for recipe in TABLES[f"bundled_{table}"].recipes}
+    assert all(recipe.bundled for recipe in TABLES[f"bundled_{table}"].recipes)
+
+
+@pytest.mark.parametrize("table", ["ar_steps", "bundled_ar_steps"])
+def test_ar_steps_double(table):
+    for model in {recipe.model for recipe in TABLES[table].recipes}:
+        steps = [recipe.sampling.num_iter for recipe in rows(table, model).values()]
+        assert all(after == 2 * before for before, after in itertools.pairwise(steps))
+        assert len({recipe.sampling.schedule for recipe in rows(table, model).values()}) == 1
+
+
+def test_harmons_rows_are_those_of_its_twin_and_long_enough_to_time():
+    twin = {row: recipe.sampling for row, recipe in rows("bundled_harmon", "harmon_fashion").items()}
+    for model in {recipe.model for recipe in TABLES["harmon"].recipes}:
+        assert twin.items() >= {row: recipe.sampling for row, recipe in rows("harmon", model).items()}.items()
+    for recipe in TABLES["harmon"].recipes:
+        if recipe.row != "released":
+            assert recipe.row == "{}-{}".format(*counts(recipe))
+        assert recipe.num_images // recipe.batch_size >= 4 * 8  # eight ranks time three blocks each, after the first
+
+
+@pytest.mark.parametrize("model", [name for name, spec in MODELS.items() if spec.bundled])
+def test_bundled_settings_are_full_annealed_and_low(model):
+    settings = bundled_settings(model)
+    assert settings == {row: recipe.sampling for row, recipe in rows("bundled", model).items()}
+    assert list(settings) == ["full", "disa", "low"]
+    full, disa, low = (counts(recipe) for recipe in rows("bundled", model).values())
+    assert full[0] == full[1] >= disa[0] > disa[1] == low[0] == low[1]
+
+
+def test_only_bundled_models_have_bundled_settings():
+    with pytest.raises(ValueError, match=r"there is no table or recipe bundled/mar_base-\*"):
+        bundled_settings("mar_base")
+
+
+def test_recipes_are_listed_with_the_core_dependencies_alone(tmp_path):
+    """In a folder that is no checkout, without what evaluation, training and Harmon need."""
+    program = """
+import sys
+from disa.commands.cli import main
+for name in ("matplotlib", "torch_fidelity", "transformers", "tokenizers", "mmengine", "tensorboard", "scipy"):
+    assert name not in sys.modules
+    sys.modules[name] = None
+main(["reproduce", "--list"])
+"""
+    assert run("-c", program, cwd=tmp_path).stdout == list_tables(TABLES) + "\n"
+
+
+def test_list_names_everything():
+    text = list_tables(TABLES)
+    assert [name for name in RECIPES if f"  {name} " not in text] == []
+    assert "imagenet: ImageNet 256" in text
+    assert "published FID ~1.57" in text
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+GOOD = """
+num_images = 10
+batch_size = 5
+diff_sampler = "DiSA"
+diff_annealing_strategy = "linear"
+cfg = 1
+cfg_schedule = "linear"
+temperature = 1.0
+seed = 1
+
+[small]
+title = "A title"
+num_iter = 4
+baseline = "full"
+
+[small.mar_fashion]
+num_iter = 2
+grid = { diff_upper_steps = [3, 4], diff_lower_steps = [1, 2] }
+rows.full = { diff_upper_steps = 4, diff_lower_steps = 4 }
+"""
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Files of recipes -> the tables: MAR's is given, and perhaps xAR's; the others are empty."""
+
+    def from_text(mar, xar=""):
+        for family in FAMILIES:
+            (tmp_path / f"{family}.toml").write_text({"mar": mar, "xar": xar}.get(family, ""))
+        return load_tables(tmp_path)
+
+    return from_text
+
+
+def test_inner_levels_override_outer_ones(load):
+    tables = load(GOOD)
+    recipes = {recipe.label: recipe for recipe in tables["small"].recipes}
+    assert list(recipes) == [
+        "mar_fashion-3-1",
+        "mar_fashion-3-2",
+        "mar_fashion-4-1",
+        "mar_fashion-4-2",
+        "mar_fashion-full",
+    ]
+    assert recipes["mar_fashion-3-2"].sampling == Sampling(2, StepSchedule(3, 2))
+    assert (tables["small"].title, tables["small"].text) == ("A title", "")
+    assert tables["small"].baseline(recipes["mar_fashion-4-1"]) is recipes["mar_fashion-full"]
+
+
+def test_families_share_a_table(load):
+    xar = """
+    flow_sampler = "euler"
+    [small.xar_fashion]
+    num_images = 10
+    batch_size = 5
+    cfg = 1.0
+    cfg_schedule = "linear"
+    guidance = 1.0
+    temperature = 1.0
+    seed = 1
+    flow_annealing_strategy = "linear"
+    rows.one = { flow_upper_steps = 2, flow_lower_steps = 1 }
+    """
+    tables = load(GOOD, xar)
+    assert [recipe.label for recipe in tables["small"].recipes][-2:] == ["mar_fashion-full", "xar_fashion-one"]
+    with pytest.raises(ValueError, match="small: another file has a title of it"):
+        load(GOOD, '[small]\ntitle = "Another"')
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("seed = 1\n", "sead = 1\n", "small/mar_fashion-3-1: there is no setting sead here; there are num_iter"),
+        ("seed = 1\n", "seed = 1\npublised_fid = 2\n", "there is no setting publised_fid here"),
+        ("cfg = 1\n", "cfg = -1\n", "Guidance.scale is -1"),
+        ("num_images = 10", "", "nothing says what num_images shall be"),
+        ("num_images = 10", "num_images = 0", "num_images is 0; a whole number of at least 1"),
+        ("temperature = 1.0", "temperature = -1.0", "temperature is -1.0"),
+        ("seed = 1\n", "seed = -1\n", "seed is -1"),
+        ('diff_sampler = "DiSA"', 'diff_sampler = "DDMI"', "sampler is 'DDMI'; allowed are DiSA, default"),
+        ("num_iter = 2\n", "num_iter = 0\n", "num_iter is 0; at least 1"),
+        ("[3, 4]", "[1, 4]", "small/mar_fashion-1-2: StepSchedule.upper is 1, below lower = 2"),
+        ("[3, 4]", "[]", "diff_upper_steps of mar_fashion is []"),
+        ("[3, 4]", "3", "diff_upper_steps of mar_fashion is 3"),
+        (
+            "diff_upper_steps = 4, diff_lower_steps = 4",
+            "diff_upper_steps = 4",
+            "small/mar_fashion-full: nothing says what diff_lower_steps",
+        ),
+        ("rows.full", "rows.ful", "baseline full is no row of mar_fashion in small"),
+        ("rows.full", "baseline.full", "mar_fashion has baseline; it may have rows and a grid"),
+        (
+            "rows.full = {",
+            'rows."3-2" = { diff_upper_steps = 4, diff_lower_steps = 4 }\nrows.full = {',
+            "there are two recipes small/mar_fashion-3-2",
+        ),
+        ("rows.full = {", "rows.full = {}\nrows.full = {", "mar.toml: "),
+        ("[small.mar_fashion]", "[small.mar_fashoin]", "small: there is no model mar_fashoin"),
+        ("[small.mar_fashion]", "[small.mar_base]", "no weights of mar_base come with the package; name a checkpoint"),
+        (
+            "[small.mar_fashion]",
+            "[small.'harmon_0.5b']\ncheckpoint = 'harmon_0.5b'",
+            "harmon_0.5b takes prompts; give some",
+        ),
+        ("[small.mar_fashion]", "[small.xar_fashion]", "xar_fashion is a flow model; its settings begin with flow_"),
+        ('title = "A title"', "", "small: the table needs a title"),
+        (
+            "batch_size = 5",
+            "batch_size = 5\nsource = 'a paper'",
+            "a published score needs a source, and a source a published score",
+        ),
+        ("batch_size = 5", "batch_size = 5\npublished_fid = 1.5", "a published score needs a source"),
+        (
+            "batch_size = 5",
+            "batch_size = 5\nsource = 'x'\npublished_fid = '1.57'",
+            "published_fid is '1.57'; a number is needed, or text",
+        ),
+        (
+            "batch_size = 5",
+            "batch_size = 5\nprompts = ['a cat']",
+            "mar_fashion takes class labels; prompts, image_size",
+        ),
+        ("batch_size = 5", "batch_size = 5\ncheckpoint = 3", "checkpoint is 3; a text is needed"),
+        ("batch_size = 5", "batch_size = 5\nprompts = 3", "prompts is 3; a list of texts is needed"),
+        ("batch_size = 5", "batch_size = 5\nprompts = 'a cat'", "prompts is 'a cat'; a list of texts is needed"),
+        ("num_images = 10", "num_images =", "mar.toml: Invalid value"),
+    ],
+)
+def test_bad_files_are_refused_by_name(load, old, new, message):
+    assert GOOD.count(old) >= 1
+    with pytest.raises(ValueError, match=re.escape(message)) as refused:
+        load(GOOD.replace(old, new))
+    assert str(refused.value).count("mar.toml: ") == 1
+
+
+def test_missing_files_are_named(load, tmp_path):
+    load(GOOD)
+    (tmp_path / "xar.toml").unlink()
+    with pytest.raises(FileNotFoundError, match=r"there is no .*/xar\.toml; install the package again"):
+        load_tables(tmp_path)
+
+
+def test_grids_are_products():
+    assert expand({}) == {}
+    assert list(expand({"a": [1, 2], "b": ["x"]}).items()) == [("1-x", {"a": 1, "b": "x"}), ("2-x", {"a": 2, "b": "x"})]
+
+
+def test_names_choose_tables_recipes_and_patterns():
+    def names(*asked):
+        return [recipe.name for table in choose(TABLES, asked) for recipe in table.shown]
+
+    assert names("ar_steps") == [recipe.name for recipe in TABLES["ar_steps"].recipes]
+    assert names("bundled/xar_fashion-disa") == ["bundled/xar_fashion-disa"]
+    assert names("budget/xar_*", "ar_steps/mar_base-16") == [
+        "ar_steps/mar_base-16",
+        *(f"budget/xar_base-{row}" for row in ("linear", "two-stage", "constant")),
+    ]
+    assert names("imagenet", "imagenet/mar_base-disa") == names("imagenet")
+    (table,) = choose(TABLES, ["bundled/mar_fashion-disa"])
+    assert table.baseline(table.shown[0]).name == "bundled/mar_fashion-full"  # though it is not shown
+    for unknown in ("imagnet", "imagenet/mar_base", "bundled/*-x"):
+        with pytest.raises(ValueError, match=f"there is no table or recipe {re.escape(unknown)}"):
+            choose(TABLES, [unknown])
+
+
+def test_attributes_of_a_table_can_be_replaced():
+    (table,) = choose(TABLES, ["bundled/mar_fashion-disa"])
+    changed = table.change(num_images=7, batch_size=None)
+    assert {recipe.num_images for recipe in changed.recipes} == {7}
+    assert [recipe.num_images for recipe in changed.shown] == [7]
+    assert changed.shown[0].batch_size == table.shown[0].batch_size
+    assert len(changed.recipes) == len(table.recipes)
+    with pytest.raises(ValueError, match="num_images is 0"):
+        table.change(num_images=0)
+
+
+def test_readable():
+    """A row is a line, and a line is not too long."""
+    for family in FAMILIES:
+        text = (FOLDER / f"{family}.toml").read_text()
+        assert max(map(len, text.splitlines())) <= 140
+        assert textwrap.dedent(text) == text

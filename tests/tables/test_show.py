@@ -1,0 +1,119 @@
+"""Rows, their columns, and the Pareto front."""
+
+import dataclasses
+from pathlib import Path
+
+from disa import Guidance
+from disa.evaluation.extractors import DINOV2
+from disa.evaluation.results import Results, Scores
+from disa.tables.measure import Measurements
+from disa.tables.recipes import load_tables
+from disa.tables.show import Row, columns_of, section_of
+from disa.tables.sweep import starting_point, sweep_table
+
+TABLES = load_tables()
+MAR_BASE = TABLES["imagenet"].recipes[0]
+FLOWAR = next(recipe for recipe in TABLES["imagenet"].recipes if recipe.model == "flowar_small")
+
+
+def results(seconds=1.0, dtype="float32", **more):
+    values = {
+        "settings": {"dtype": dtype},
+        "num_images": 8,
+        "measures": [],
+        "intervals": True,
+        "nfe": 25600,
+        "images_per_second": seconds and 1 / seconds,
+        "seconds_per_image": seconds,
+        "timed_images": 8,
+        "fractions": {},
+        "metrics": (),
+        "device": "cpu",
+        "batch_size": 8,
+        "ranks": 1,
+        "versions": {"torch": "2"},
+    }
+    return Results(**{**values, **more})
+
+
+def cells_of(row):
+    return {column.header: column.cell(row) for column in columns_of([row])}
+
+
+def test_speed_ups_compare_what_was_measured_alike():
+    assert Row(MAR_BASE, results(0.5), results(2.0)).speed_up == 4
+    assert Row(MAR_BASE, results(0.5)).speed_up is None
+    assert Row(MAR_BASE, None, results(2.0)).speed_up is None
+    others = ({"device": "NVIDIA H100"}, {"ranks": 2}, {"batch_size": 4}, {"dtype": "bfloat16"}, {"seconds": None})
+    for other in (*others, {"versions": {"torch": "3"}}):
+        assert Row(MAR_BASE, results(0.5), results(**{"seconds": 2.0, **other})).speed_up is None
+
+
+def test_published_stands_beside_measured():
+    scores = Scores("inception", 8, fid=2.337, fid_interval=(2.3, 2.4), inception_score_mean=280.0)
+    cells = cells_of(Row(MAR_BASE, results(metrics=(scores,))))
+    assert list(cells)[3:7] == ["published FID", "FID (95 %)", "published IS", "IS"]
+    assert list(cells.values())[3:7] == ["2.31", "2.34 (2.30–2.40)", "281.7", "280.0"]
+    assert (cells["AR steps"], cells["diffusion steps"], cells["NFE"]) == ("256", "100", "25,600")
+    assert "speed-up" not in cells
+    assert "on the front" not in cells
+
+
+def test_a_feature_space_that_was_asked_for_has_its_columns():
+    scores = Scores(DINOV2, 8, fid=120.04, precision=0.7, recall=0.5)
+    cells = cells_of(Row(MAR_BASE, results(metrics=(scores,))))
+    assert cells["FD-DINOv2 (95 %)"] == "120.0"
+    assert (cells[f"precision ({DINOV2})"], cells[f"recall ({DINOV2})"]) == ("0.70", "0.50")
+    assert "FID (95 %)" not in cells
+    assert "IS" not in cells
+    assert f"KID ({DINOV2})" not in cells
+
+
+def test_columns_are_what_rows_differ_in():
+    def changed(recipe, **changes):
+        return Row(dataclasses.replace(recipe, row="other", sampling=dataclasses.replace(recipe.sampling, **changes)))
+
+    def settings(*rows):
+        return {
+            column.header: [column.cell(row) for row in rows] for column in columns_of(rows) if column.header in NAMES
+        }
+
+    NAMES = ("sampler", "cfg", "cfg_schedule", "guidance interval", "temperature", "seed")
+    assert settings(Row(FLOWAR)) == {}
+    wide = changed(FLOWAR, guidance=Guidance(4.3, "constant"), seed=7)
+    assert settings(Row(FLOWAR), wide) == {
+        "cfg_schedule": ["linear", "constant"],
+        "guidance interval": ["t ≤ 0.9", "all"],
+        "seed": ["1", "7"],
+    }
+    annealed = changed(MAR_BASE, sampler="DiSA", temperature=0.9)
+    assert settings(Row(MAR_BASE), annealed) == {
+        "sampler": ["ancestral", "ancestral, t ≤ 950"],
+        "temperature": ["1", "0.9"],
+    }
+    assert list(settings(Row(MAR_BASE), wide)) == ["sampler", "cfg", "cfg_schedule", "seed"]  # one has an interval
+
+
+def test_records_keep_the_digits():
+    scores = Scores("inception", 8, fid=2.337, fid_interval=(2.3, 2.4))
+    record = Row(FLOWAR, results(0.123, metrics=(scores,)), results(0.246), front=True).record()
+    assert (record["sampler"], record["guidance"], record["nfe"]) == ("euler", 0.9, FLOWAR.nfe)
+    assert (record["inception fid"], record["inception fid_interval low"]) == (2.337, 2.3)
+    assert (record["speed_up"], record["seconds_per_image"], record["front"]) == (2, 0.123, True)
+    assert "seconds_per_image" not in Row(FLOWAR).record()
+
+
+def test_the_front_is_by_time_where_times_compare_and_by_evaluations_elsewhere():
+    found = sweep_table(starting_point(TABLES, "mar_fashion"), {"diff_upper_steps": [8, 9, 10]})
+    known = Measurements(Path("nowhere"), "float32")
+    for recipe, seconds, fid in zip(found.shown, (0.3, 0.1, 0.2), (10.0, 12.0, 14.0), strict=True):
+        known.results[recipe.name] = results(seconds, metrics=(Scores("fashion-classifier", 8, fid=fid),))
+
+    section = section_of(found, known, front=True)
+    assert [row.front for row in section.rows] == [True, True, False]
+    assert "at the same seconds per image or less" in section.text
+    second = found.shown[1].name
+    known.results[second] = dataclasses.replace(known.results[second], ranks=2)
+    section = section_of(found, known, front=True)
+    assert [row.front for row in section.rows] == [True, False, False]  # the fewest evaluations are the best here
+    assert "at the same NFE or less" in section.text

@@ -1,0 +1,122 @@
+"""The act at one AR step: count, times, noise, solve, trace; and what it costs."""
+
+import time
+
+import pytest
+import torch
+
+from disa import Annealing, ImageNoise, StepSchedule, StepTrace, build_model
+from disa.annealing import check_finite, check_temperature
+from disa.diffusion import SOLVERS as DIFFUSION
+from disa.flow import SOLVERS as FLOW
+from disa.solver import Solver, get_solver
+
+
+def halves(x, _):
+    """A network without meaning: (epsilon, v)."""
+    return x / 2, torch.zeros_like(x)
+
+
+def test_each_ar_step_takes_its_count_its_noise_and_its_times():
+    asked, traces = [], []
+
+    def network(x, t):
+        asked.append(t)
+        return halves(x, t)
+
+    noise = ImageNoise([1, 2])
+    anneal = Annealing(StepSchedule(4, 2), DIFFUSION["DiSA"], 3, noise, on_step=traces.append)
+    for step in range(3):
+        asked.clear()
+        solver, times = DIFFUSION["DiSA"], DIFFUSION["DiSA"].times(4 - step)
+        sample = anneal(step, network, tokens=5, channels=6)
+        assert sample.shape == (2, 5, 6)
+        assert asked == list(reversed(times)) == list(reversed(anneal.times[step]))
+        assert torch.equal(sample, solver.solve(halves, noise.normal(step, 1 + len(times), 5, 6), times))
+    assert [(one.step, one.tokens, one.diffusion_steps, one.evaluations) for one in traces] == [
+        (0, 5, 4, 4),
+        (1, 5, 3, 3),
+        (2, 5, 2, 2),
+    ]
+    assert all(isinstance(one, StepTrace) and one.seconds > 0 for one in traces)
+
+
+def test_a_trace_times_the_whole_ar_step():
+    """What a model does between two calls belongs to the later one."""
+    traces = []
+    anneal = Annealing(StepSchedule(1, 1), DIFFUSION["DiSA"], 2, ImageNoise([1]), on_step=traces.append)
+    anneal(0, halves, 1, 1)
+    time.sleep(0.05)
+    anneal(1, halves, 1, 1)
+    assert traces[0].seconds < 0.05 <= traces[1].seconds
+
+
+def test_temperature_scales_the_noise_of_steps():
+    still, loud = (
+        Annealing(StepSchedule(5, 5), DIFFUSION["default"], 1, ImageNoise(range(500)), temperature=temperature)
+        for temperature in (0.0, 1.0)
+    )
+    assert still(0, halves, 1, 1).std() < loud(0, halves, 1, 1).std()
+
+
+def test_flow_models_bring_their_times():
+    anneal = Annealing(
+        StepSchedule(2, 1), FLOW["euler"], 2, ImageNoise([1]), times=lambda count: (1.0,) * count + (0.0,)
+    )
+    assert anneal.times == [(1.0, 1.0, 0.0), (1.0, 0.0)]
+    with pytest.raises(ValueError, match="Euler chooses no times"):
+        Annealing(StepSchedule(2, 1), FLOW["euler"], 2, ImageNoise([1]))
+
+
+@pytest.mark.parametrize(
+    ("model", "sampler", "num_iter", "expected"),
+    [
+        ("mar_fashion", "DiSA", 4, [48, 34, 20, 5]),
+        ("mar_fashion", "default", 4, [50] * 4),
+        ("mar_fashion", "DPM_Solver", 4, [50, 35, 20, 5]),
+        ("harmon_fashion", "DiSA", 2, [48, 5]),
+        ("flowar_fashion", "euler", None, [50, 34, 20, 4]),
+        ("flowar_fashion", "heun", None, [99, 67, 39, 7]),
+        ("xar_fashion", "euler_maruyama", None, [50, 35, 20, 5]),
+        ("xar_fashion", "heun", None, [99, 69, 39, 9]),
+    ],
+)
+def test_nfe_is_counted_without_weights(model, sampler, num_iter, expected):
+    with torch.device("meta"):
+        outline = build_model(model)
+    assert outline.nfe(StepSchedule(50, 5), sampler, num_iter) == expected
+
+
+def test_impossible_settings_are_refused():
+    with pytest.raises(ValueError, match="num_iter is 0; at least 1 AR step"):
+        Annealing(StepSchedule(), DIFFUSION["DiSA"], 0, ImageNoise([1]))
+    for wrong in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="temperature is"):
+            Annealing(StepSchedule(), DIFFUSION["DiSA"], 1, ImageNoise([1]), temperature=wrong)
+    check_temperature(0.0)
+    check_finite(torch.zeros(2))
+    for wrong in (float("nan"), float("inf")):
+        with pytest.raises(FloatingPointError, match="NaN or infinite pixels"):
+            check_finite(torch.tensor([0.0, wrong]), "pixels")
+
+
+def test_solvers_are_found_by_name():
+    assert get_solver(FLOW, "heun") is FLOW["heun"]
+    with pytest.raises(ValueError, match="'rk4'; allowed are euler, euler_maruyama, heun"):
+        get_solver(FLOW, "rk4")
+
+
+@pytest.mark.parametrize("solver", [*DIFFUSION.values(), *FLOW.values()], ids=[*DIFFUSION, *FLOW])
+def test_solvers_do_what_they_say(solver: Solver):
+    """They evaluate the network as often as they say, and need no more noise than they ask for."""
+    times = solver.times(7) if solver.times else tuple(1 - i / 7 for i in range(8))
+    calls = []
+
+    def network(x, t):
+        calls.append(t)
+        return halves(x, t) if solver.times else x / 2
+
+    noise = torch.randn(solver.draws(times), 2, 3, 4)
+    assert solver.solve(network, noise, times, 1.0).shape == (2, 3, 4)
+    assert len(calls) == solver.evaluations(times)
+    assert solver.label
