@@ -34,7 +34,7 @@ from disa.runtime.files import BUNDLED, atomic_write, write_json
 from disa.tables.measure import load
 from disa.tables.recipes import Recipe
 from disa.tables.report import Column, Point, column, decimals, percent, plot_quality, plot_step_schedules, table
-from disa.tables.show import Row
+from disa.tables.show import Row, RowColumn
 
 SPACES = ("efficientnet-lite0", "fashion-classifier")
 FOLDS = 5
@@ -157,7 +157,7 @@ def record(row: Row) -> dict[str, Any]:
 
 
 # Times are benchmarks/speed.py's to measure, where settings take turns.
-SCORES: tuple[Column[Row, Any], ...] = (
+SCORES: tuple[RowColumn, ...] = (
     Column("setting", lambda row: row.recipe.row),
     *(one for one in COLUMNS if one.header not in ("setting", "seconds per image", "speed-up")),
 )

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -21,7 +21,7 @@ from ..tables import report
 from ..tables.measure import load
 from ..tables.recipes import Recipe, load_tables
 from ..tables.report import Column, Point, Section, decimals
-from ..tables.show import Row, machines
+from ..tables.show import Row, RowColumn, machines
 from .flags import HelpFormatter
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ The Fréchet distance compares the images with the 10,000 test images of Fashion
 EfficientNet-Lite0 and of the bundled classifier (lower is better; with few images it is biased upwards, alike in \
 every row). Accuracy is how often that classifier sees the label that was asked for."""
 
-COLUMNS: tuple[Column[Row, Any], ...] = (  # Any: values of several types
+COLUMNS: tuple[RowColumn, ...] = (
     Column("setting", lambda row: NAMES[row.recipe.row]),
     Column("AR steps", lambda row: len(row.recipe.nfe_per_step)),
     Column("NFE", lambda row: row.recipe.nfe, decimals(0)),

@@ -185,7 +185,7 @@ def _label(axes: Axes, text: str, place: tuple[float, float], offset: tuple[floa
     axes.annotate(text, place, offset, textcoords="offset points", **look)
 
 
-def _join(axes: Axes, points: Sequence[Point], **look: Any) -> None:
+def _join(axes: Axes, points: Sequence[Point], **look: Any) -> None:  # Any: arguments of matplotlib
     """Draw a line through points."""
     x, y = [point.cost for point in points], [point.distance for point in points]
     axes.plot(x, y, linewidth=1, zorder=1, **look)

@@ -94,6 +94,9 @@ class Row:
         return record if self.front is None else {**record, "front": self.front}
 
 
+RowColumn = Column[Row, Any]  # Any: values of several types
+
+
 def machine(results: Results) -> str:
     """Write what times depend on."""
     return f"{results.machine}, {results.settings.get('dtype', 'float32')}, torch {results.versions['torch']}"
@@ -105,7 +108,7 @@ def machines(rows: Sequence[Row]) -> list[str]:
 
 
 # What rows may differ in besides the counts; in a table, those that they do differ in have a column.
-SETTINGS: tuple[Column[Row, Any], ...] = (  # Any: values of several types
+SETTINGS: tuple[RowColumn, ...] = (
     Column("sampler", lambda row: SOLVERS[row.recipe.sampling.sampler].label),
     Column("cfg", lambda row: row.recipe.sampling.guidance.scale, "{:g}".format),
     Column("cfg_schedule", lambda row: row.recipe.sampling.guidance.schedule),
@@ -115,15 +118,15 @@ SETTINGS: tuple[Column[Row, Any], ...] = (  # Any: values of several types
 )
 
 
-def values_of(column: Column[Row, Any], rows: Sequence[Row]) -> list[str]:
+def values_of(column: RowColumn, rows: Sequence[Row]) -> list[str]:
     """List the different values of a column, without dashes."""
     return [value for value in dict.fromkeys(map(column.cell, rows)) if value != report.ABSENT]
 
 
-def columns_of(rows: Sequence[Row]) -> list[Column[Row, Any]]:  # Any: values of several types
+def columns_of(rows: Sequence[Row]) -> list[RowColumn]:
     """Choose the columns of a table: costs, what its rows differ in, and what any of them has."""
     more = (("precision", 2, "precision"), ("recall", 2, "recall"), ("KID", 4, "kid_mean"))
-    columns: list[Column[Row, Any]] = [
+    columns: list[RowColumn] = [
         Column("recipe", lambda row: row.recipe.label),
         Column("AR steps", lambda row: len(row.recipe.nfe_per_step)),
         Column("diffusion steps", lambda row: row.steps),
