@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.faults import largest_difference
+from benchmarks.features import Features, statistics_of
 from disa import StepSchedule, load_model
 from disa.commands.flags import HelpFormatter
 from disa.evaluation.extractors import Extractor
-from disa.evaluation.metrics import Features, Statistics
 from disa.evaluation.plan import MetricSpec, plan_metrics
 from disa.evaluation.results import Results
 from disa.evaluation.run import GRID_IMAGES, evaluate, versions
@@ -124,7 +124,7 @@ def work_room(folder: Path, num_images: int) -> None:
     torch.set_num_threads(1)
     reference = folder.parent / "reference.npz"
     rows = torch.rand(3000, FEATURES)
-    Statistics.of(Features(rows, rows, "inception")).save(reference)
+    statistics_of(Features(rows, rows, "inception")).save(reference)
     most, ended = [0.0], threading.Event()
 
     def watch() -> None:

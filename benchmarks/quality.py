@@ -20,11 +20,12 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from benchmarks.features import Features, extract_features, measure, statistics_of
 from disa import StepSchedule
 from disa.commands.demo import COLUMNS, NAMES, bundled_recipes
 from disa.commands.flags import HelpFormatter
 from disa.data.fashion import fashion_mnist
-from disa.evaluation.metrics import Features, Images, Statistics, extract_features, frechet_distance, measure
+from disa.evaluation.metrics import Images, Statistics, frechet_distance
 from disa.evaluation.results import Results, Scores
 from disa.evaluation.run import evaluate
 from disa.generation.images import image_grid, image_path
@@ -107,7 +108,7 @@ def real_floor(extractor: str, folder: Path, device: torch.device) -> float:
     """Fréchet distance of real images from real images: between halves of the test images."""
     test = features_of(fashion_mnist(False)[0], folder / f"real-{extractor}.pt", extractor, device)
     order = torch.randperm(len(test.features), generator=torch.Generator().manual_seed(0))
-    one, other = (Statistics.of(Features(test.features[rows], test.logits[rows], extractor)) for rows in order.chunk(2))
+    one, other = (statistics_of(Features(test.features[rows], test.logits[rows], extractor)) for rows in order.chunk(2))
     return frechet_distance(one, other)
 
 

@@ -34,8 +34,7 @@ class ImageNoise:
         seeds: one integer in [0, 2^64) per image.
         device: where the noise is used.
 
-    Raises:
-        ValueError: a seed is out of range.
+    A seed out of range is a ValueError.
     """
 
     def __init__(self, seeds: Iterable[int] | Tensor, device: torch.device | str = "cpu") -> None:

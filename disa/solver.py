@@ -32,11 +32,7 @@ class Solver:
 
 
 def get_solver(solvers: Mapping[str, Solver], name: str) -> Solver:
-    """Return the solver called `name`.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """Return the solver called `name`; a ValueError names what is allowed."""
     if name not in solvers:
         raise ValueError(f"sampler is {name!r}; allowed are {', '.join(solvers)}")
     return solvers[name]

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from disa import Annealing, ImageNoise, StepSchedule, StepTrace, build_model
-from disa.annealing import check_finite, check_temperature
+from disa.annealing import AnnealedModel, check_finite, check_temperature
 from disa.diffusion import SOLVERS as DIFFUSION
 from disa.flow import SOLVERS as FLOW
+from disa.flow import linspace
 from disa.solver import Solver, get_solver
 
 
@@ -85,6 +86,59 @@ def test_nfe_is_counted_without_weights(model, sampler, num_iter, expected):
     with torch.device("meta"):
         outline = build_model(model)
     assert outline.nfe(StepSchedule(50, 5), sampler, num_iter) == expected
+
+
+class Model(AnnealedModel):
+    """A model without a network."""
+
+    solvers = FLOW
+    flow_times = staticmethod(lambda count: linspace(1, 0, count + 1))
+
+
+def test_a_model_anneals_with_its_own_solvers_and_times():
+    traces, noise, model = [], ImageNoise([1, 2]), Model()
+    anneal = model.annealing(StepSchedule(6, 2), "euler_maruyama", noise, 0.5, traces.append, 3)
+    assert (anneal.solver, anneal.noise, anneal.temperature) == (FLOW["euler_maruyama"], noise, 0.5)
+    assert anneal.times == [linspace(1, 0, count + 1) for count in (6, 4, 2)]
+    sample = anneal(1, lambda x, _: x, 3, 4)
+    assert torch.equal(sample, anneal.solver.solve(lambda x, _: x, noise.normal(1, 4, 3, 4), anneal.times[1], 0.5))
+    assert [(one.step, one.diffusion_steps) for one in traces] == [(1, 4)]
+    assert model.nfe(StepSchedule(6, 2), "heun", 3) == [11, 7, 3]
+
+
+def test_a_model_with_ar_steps_of_its_own_takes_them():
+    model = Model()
+    for call in (
+        lambda: model.annealing(StepSchedule(), "euler", ImageNoise([1]), 1.0, None),
+        lambda: model.nfe(StepSchedule(), "euler"),
+    ):
+        with pytest.raises(ValueError, match="num_iter is 0"):
+            call()
+    model.ar_steps = 2
+    for num_iter in (None, 5):
+        assert model.nfe(StepSchedule(6, 2), "euler", num_iter) == [6, 2]
+        assert len(model.annealing(StepSchedule(6, 2), "euler", ImageNoise([1]), 1.0, None, num_iter).times) == 2
+    with pytest.raises(NotImplementedError):
+        model.generate()
+
+
+def test_a_solver_says_whether_it_is_annealed_and_leaves_the_times_to_the_model():
+    solver = Solver(lambda *_: None, "nothing", len, len)
+    assert solver.annealed
+    assert solver.times is None
+
+
+def test_a_solver_that_is_not_annealed_always_takes_the_upper_count():
+    anneal = Annealing(StepSchedule(6, 2), DIFFUSION["default"], 3, ImageNoise([1]))
+    assert anneal.counts == [6, 6, 6]
+    assert [len(times) for times in anneal.times] == [6, 6, 6]
+    assert Annealing(StepSchedule(6, 2), DIFFUSION["DDIM"], 3, ImageNoise([1])).counts == [6, 4, 2]
+
+
+def test_defaults_are_a_temperature_of_1_and_latents():
+    assert Annealing(StepSchedule(), DIFFUSION["DiSA"], 1, ImageNoise([1])).temperature == 1
+    with pytest.raises(FloatingPointError, match="infinite latents"):
+        check_finite(torch.tensor([float("nan"), 0.0]))
 
 
 def test_impossible_settings_are_refused():

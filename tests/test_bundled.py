@@ -49,6 +49,7 @@ def generator_of(harmon, prompts):
     )
 
 
+@pytest.mark.slow
 def test_harmon_shows_what_its_prompts_say(harmon):
     prompts, classes = grammar_prompts(40)
     # More than nine of ten among 1,000; chance is one of ten.

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from disa import Guidance
-from disa.guidance import combine
+from disa.guidance import combine, guided_velocity
 
 
 def test_scale_by_progress():
@@ -28,3 +28,34 @@ def test_combine():
 def test_impossible_settings_are_refused(arguments, named):
     with pytest.raises(ValueError, match=named):
         Guidance(*arguments)
+
+
+def test_defaults_and_bounds_are_allowed():
+    assert Guidance() == Guidance(1.0, "linear", 1.0)
+    for allowed in (Guidance(0.0), Guidance(2.0, max_time=0.0), Guidance(2.0, max_time=0.5)):
+        assert allowed.active
+
+
+def test_guided_velocity_is_guided_up_to_its_time():
+    asked = []
+
+    def velocity(x, t):
+        """As if the first half were the conditional branch: 2x + t there, and x in the other half."""
+        asked.append((x.dtype, len(x), t))
+        conditional, *unconditional = x.split(3)
+        return torch.cat([2 * conditional + t, *unconditional])
+
+    x = torch.arange(3.0, dtype=torch.float64)[:, None, None]
+    guided = guided_velocity(velocity, 3.0, 0.5, torch.bfloat16)
+    assert torch.equal(guided(x, 0.5), (x + 3 * (x + 0.5)).float())
+    assert guided(x, 0.5).dtype == torch.float32  # whatever the network's
+    assert torch.equal(guided(x, 0.75), (2 * x + 0.75).bfloat16())
+    unguided = guided_velocity(velocity, 1.0, 0.5, torch.bfloat16)
+    assert torch.equal(unguided(x, 0.25), (2 * x + 0.25).bfloat16())
+    assert asked == [
+        (torch.bfloat16, 6, 0.5),
+        (torch.bfloat16, 6, 0.5),
+        (torch.bfloat16, 3, 0.75),
+        (torch.bfloat16, 3, 0.25),
+    ]
+    assert guided_velocity(velocity, 2.0, 1.0, torch.float32)(x, 1.0).flatten().tolist() == [2.0, 5.0, 8.0]

@@ -61,3 +61,15 @@ def test_shapes_and_distribution():
 def test_impossible_seeds_are_refused(seed):
     with pytest.raises(ValueError, match=str(seed)):
         ImageNoise([seed])
+
+
+def test_the_outermost_seeds_are_allowed():
+    noise = ImageNoise([0, 1, 2**64 - 1])
+    assert noise.seeds == [0, 1, 2**64 - 1]
+    assert len(noise.normal(0, 1, 1, 1).unique()) == 3
+
+
+def test_noise_is_made_for_its_device():
+    noise = ImageNoise([1], "meta")
+    assert noise.normal(0, 2, 3, 4).device == noise.orders(4).device == torch.device("meta")
+    assert ImageNoise([1]).normal(0, 2, 3, 4).device == torch.device("cpu")

@@ -19,6 +19,11 @@ def test_callable_strategy_is_asked_for_a_weight_at_each_progress():
     schedule = StepSchedule(50, 10, lambda progress: asked.append(progress) or 1 - progress**2)
     assert [schedule.steps(step, 5) for step in range(5)] == [50, 47, 40, 27, 10]
     assert asked == [0, 0.25, 0.5, 0.75, 1]
+    assert schedule.steps(0, 1) == 50  # a single AR step is a first one
+
+
+def test_defaults_are_the_papers():
+    assert StepSchedule() == StepSchedule(50, 5, "linear")
 
 
 @pytest.mark.parametrize(

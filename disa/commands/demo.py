@@ -6,14 +6,12 @@ import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 
 from ..evaluation.plan import plan_metrics
 from ..evaluation.run import evaluate
-from ..generation.generators import Generator
 from ..runtime import distributed
 from ..runtime.devices import resolve_device
 from ..runtime.distributed import print_main
@@ -23,9 +21,6 @@ from ..tables.recipes import Recipe, load_tables
 from ..tables.report import Column, Point, Section, decimals
 from ..tables.show import Row, RowColumn, machines
 from .flags import HelpFormatter
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 NAMES = {"full": "without DiSA", "disa": "DiSA", "low": "low everywhere"}  # row of the table `bundled` -> its name here
 
@@ -57,21 +52,12 @@ def bundled_recipes() -> dict[str, list[Recipe]]:
     return {model: [one for one in recipes if one.model == model] for model in dict.fromkeys(r.model for r in recipes)}
 
 
-def generators_of(
-    recipes: Sequence[Recipe], device: torch.device, dtype: torch.dtype = torch.float32
-) -> dict[str, Generator]:
-    """Load the weights that `recipes` share, and make the generator of each, by its name in the demo."""
-    make = load(recipes[0], device, dtype)
-    return {NAMES[recipe.row]: make(recipe) for recipe in recipes}
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     recipes = bundled_recipes()
     parser = argparse.ArgumentParser(prog="disa.commands.demo", description=__doc__, formatter_class=HelpFormatter)
     text = "what is shown"
     parser.add_argument("--models", nargs="+", default=list(recipes), choices=recipes, metavar="NAME", help=text)
-    text = "folder of the report; an interrupted demo goes on there"
-    parser.add_argument("--out", type=Path, default=Path("out/demo"), help=text)
+    parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder of the report, and to go on in")
     parser.add_argument("--num_images", type=int, default=500, help="images per setting")
     parser.add_argument("--batch_size", type=int, default=25, help="images at a time on each rank")
     parser.add_argument("--device", default="auto", help="auto, cuda, cpu or mps")
@@ -87,12 +73,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 def demonstrate(recipes: Mapping[str, Sequence[Recipe]], out: Path, device: torch.device, features: str) -> None:
     """Measure the recipes of each model, print their tables, and write the report; every rank calls this."""
     specs, left_out = plan_metrics("auto", features, "auto", bundled=True)
-    generators = {model: generators_of(rows, device) for model, rows in recipes.items()}
+    makes = {model: load(alike[0], device, torch.float32) for model, alike in recipes.items()}
     sections, tables = [Section[Row]("What is compared", EXPLANATION)], []
-    for model in recipes:
+    for model, make in makes.items():
         rows: list[Row] = []
-        for recipe, (name, generator) in zip(recipes[model], generators[model].items(), strict=True):
-            print_main(f"\n{model}, {name}: {len(generator.nfe_per_step)} AR steps, NFE {generator.nfe:,}")
+        for recipe in recipes[model]:
+            generator = make(recipe)
+            print_main(f"\n{model}, {NAMES[recipe.row]}: {len(generator.nfe_per_step)} AR steps, NFE {generator.nfe:,}")
             results = evaluate(
                 generator,
                 out / model / recipe.sampling.name(),
@@ -114,12 +101,10 @@ def describe(model: str, folder: Path, rows: Sequence[Row]) -> list[Section[Row]
     """Make the report's sections on one model, whose images lie in `folder`."""
     named = {NAMES[row.recipe.row]: row for row in rows}
     space = "fashion-classifier" if rows[0].scores("fashion-classifier").fid is not None else "efficientnet-lite0"
-    costs = {name: (row.seconds, row.scores(space).fid) for name, row in named.items()}
-    points = [Point(name, seconds, fid) for name, (seconds, fid) in costs.items() if seconds and fid is not None]
-    plots: dict[str, Figure | Image.Image] = {}
-    if points:
-        quality = report.plot_quality(points, "seconds per image", "Fréchet distance")
-        plots[f"Fréchet distance in {space} features against time"] = quality
+    costs = [(name, row.seconds, row.scores(space).fid) for name, row in named.items()]
+    points = [Point(name, seconds, fid) for name, seconds, fid in costs if seconds and fid is not None]
+    caption = f"Fréchet distance in {space} features against time"
+    plots = {caption: report.plot_quality(points, "seconds per image", "Fréchet distance")} if points else {}
     schedules = report.plot_step_schedules({name: row.recipe.nfe_per_step for name, row in named.items()})
     plots["Evaluations of the head at each AR step, all settings stretched to the same width"] = schedules
     grids = {name: Image.open(folder / row.recipe.sampling.name() / "samples.png") for name, row in named.items()}

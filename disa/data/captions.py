@@ -35,12 +35,11 @@ def width(images: Tensor) -> Tensor:
 
 def attributes(images: Tensor) -> list[list[str]]:
     """List the attributes that are true of each image uint8 [N, H, W]: dark or bright, narrow or wide, or none."""
-    words = []
-    for light, columns in zip(brightness(images).tolist(), width(images).tolist(), strict=True):
-        said = ["dark"] if light < DARK else ["bright"] if light > BRIGHT else []
-        said += ["narrow"] if columns < NARROW else ["wide"] if columns > WIDE else []
-        words.append(said)
-    return words
+    return [
+        (["dark"] if light < DARK else ["bright"] if light > BRIGHT else [])
+        + (["narrow"] if columns < NARROW else ["wide"] if columns > WIDE else [])
+        for light, columns in zip(brightness(images).tolist(), width(images).tolist(), strict=True)
+    ]
 
 
 def describe(label: int, said: Sequence[str], frame: str) -> str:
@@ -58,17 +57,16 @@ def grammar_prompts(count: int) -> tuple[list[str], Tensor]:
 
 def sample_captions(images: Tensor, labels: Tensor) -> list[str]:
     """Sample a caption of each image uint8 [N, H, W]: its frame, and which attributes are left out."""
-    captions = []
-    for label, said in zip(labels.tolist(), attributes(images), strict=True):
-        kept = [word for word in said if torch.rand(()) < 0.7]
-        captions.append(describe(label, kept, FRAMES[int(torch.randint(len(FRAMES), ()))]))
-    return captions
+    return [
+        describe(label, [word for word in said if torch.rand(()) < 0.7], FRAMES[int(torch.randint(len(FRAMES), ()))])
+        for label, said in zip(labels.tolist(), attributes(images), strict=True)
+    ]
 
 
 def sample_questions(images: Tensor, labels: Tensor) -> list[tuple[str, str]]:
     """Sample a question on each image uint8 [N, H, W], with its answer: all attributes and the class, or the class."""
-    pairs = []
-    for label, said in zip(labels.tolist(), attributes(images), strict=True):
-        question = QUESTIONS[int(torch.randint(len(QUESTIONS), ()))]
-        pairs.append((question, describe(label, said if question.startswith("Describe") else [], FRAMES[1])))
-    return pairs
+    questions = [QUESTIONS[int(torch.randint(len(QUESTIONS), ()))] for _ in labels]
+    return [
+        (question, describe(label, said if question.startswith("Describe") else [], FRAMES[1]))
+        for question, label, said in zip(questions, labels.tolist(), attributes(images), strict=True)
+    ]

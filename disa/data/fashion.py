@@ -20,13 +20,9 @@ FASHION_CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", 
 def fashion_mnist(train: bool, root: str | Path | None = None) -> tuple[Tensor, Tensor]:
     """Load images, padded from 28×28: uint8 [N, 32, 32], and labels, int64 [N] (Xiao et al. 2017, MIT licence).
 
-    Args:
-        train: the 60,000 training images, or the 10,000 test images.
-        root: a folder with the four IDX files, or one that torchvision may download to. By default Debian's.
-
-    Raises:
-        FileNotFoundError: the files are in none of these places and cannot be downloaded.
-        ValueError: a file is damaged.
+    `train` chooses the 60,000 training images over the 10,000 test images. `root` holds the four IDX files, or is where
+    torchvision may download to; by default Debian's. Raises FileNotFoundError if the files are in none of these places
+    and cannot be downloaded, ValueError if one is damaged.
     """
     stem = "train" if train else "t10k"
     folder = DEBIAN_FASHION_MNIST if root is None else Path(root)
@@ -47,9 +43,8 @@ def _read_idx(path: Path) -> Tensor:
     try:
         with opener(path, "rb") as file:
             data = file.read()
-        dimensions = data[3]
-        shape = np.frombuffer(data, ">u4", dimensions, offset=4)
-        return torch.from_numpy(np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape).copy())
+        shape = np.frombuffer(data, ">u4", count=data[3], offset=4)
+        return torch.from_numpy(np.frombuffer(data, np.uint8, offset=4 + shape.nbytes).reshape(shape).copy())
     except (OSError, EOFError, IndexError, ValueError, zlib.error) as error:
         raise ValueError(f"{path} is not a whole IDX file ({error}); fetch it again") from error
 

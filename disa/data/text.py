@@ -33,11 +33,7 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, source: str | Path) -> TextTokenizer:
-        """Load a tokenizer.json, a folder, or a name on the Hugging Face hub, which is fetched once.
-
-        Raises:
-            OSError: it is none of these.
-        """
+        """Load a tokenizer.json, a folder, or a name on the Hugging Face hub, fetched once; raise OSError if none."""
         with extra("harmon"):
             from transformers import AutoTokenizer, PreTrainedTokenizerFast
         if Path(source).suffix == ".json":
@@ -54,8 +50,7 @@ class TextTokenizer:
 
     def ids(self, text: str) -> list[int]:
         """Encode `text`, with nothing added; what looks like a special token in it is plain text."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-        return ids
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     def decode(self, ids: list[int] | Tensor) -> str:
         """Inverse of `ids`, without special tokens."""
@@ -78,8 +73,7 @@ class TextTokenizer:
     ) -> tuple[Tensor, Tensor]:
         """Encode B descriptions for `Harmon.generate`: ids and mask [B, T], guided [2B, T] with `cfg_prompt` last.
 
-        Raises:
-            ValueError: a prompt is empty.
+        Raises ValueError if a prompt is empty.
         """
         if not prompts or not all(prompt.strip() for prompt in prompts):
             raise ValueError("a prompt is empty; say what to draw")
@@ -87,12 +81,7 @@ class TextTokenizer:
         return self.pad([self.chat(text) for text in texts])
 
     def question(self, prompt: str, image_tokens: int) -> list[int]:
-        """Encode a question on an image that takes `image_tokens` positions; `<image>` within the prompt is ignored.
-
-        Raises:
-            ValueError: the prompt is empty.
-        """
-        prompt = prompt.replace(IMAGE, "").strip()
-        if not prompt:
+        """Encode a question (ValueError if empty) on an image of `image_tokens` positions; `<image>`s are ignored."""
+        if not (prompt := prompt.replace(IMAGE, "").strip()):
             raise ValueError("the prompt is empty; ask something")
         return self.chat([self.image_token] * image_tokens, "\n" + prompt)

@@ -23,11 +23,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def tile(images: Tensor) -> Tensor:
-    """Put n² images [n², C, H, W] side by side, row by row: [C, n · H, n · W].
-
-    Raises:
-        ValueError: their number is no square.
-    """
+    """Put n² images [n², C, H, W] row by row: [C, n · H, n · W]; raise ValueError if their number is no square."""
     side = math.isqrt(len(images))
     if side**2 != len(images):
         raise ValueError(f"{len(images)} images make no square")
@@ -46,8 +42,7 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
 
 def crop_to_tensor(image: Image.Image, size: int) -> Tensor:
     """Cut the central square of an image as RGB, uint8 [3, size, size]."""
-    pixels: Tensor = pil_to_tensor(center_crop(image.convert("RGB"), size))
-    return pixels
+    return pil_to_tensor(center_crop(image.convert("RGB"), size))
 
 
 def pad_and_resize(image: Image.Image, height: int, width: int) -> Image.Image:
@@ -59,11 +54,7 @@ def pad_and_resize(image: Image.Image, height: int, width: int) -> Image.Image:
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """Open an image file, upright, in RGB.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
+    """Open an image file, upright, in RGB; raise ValueError if it cannot be read."""
     try:
         return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

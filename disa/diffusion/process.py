@@ -25,9 +25,7 @@ def cosine_betas(steps: int = TRAINING_STEPS, cap: float = 0.999) -> np.ndarray:
 class GaussianProcess:
     """Noising process over a subset of the training timesteps, and its posterior.
 
-    All tables are float64 over the `K` kept timesteps, ascending.
-
-    Attributes:
+    Attributes: float64 tables over the `K` kept timesteps, ascending.
         timesteps: the kept training timesteps, which the network is told.
         alpha_bar: share of signal variance left at each.
         log_beta, posterior_log_variance: the two ends between which the network's `v` interpolates.

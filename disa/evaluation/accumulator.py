@@ -32,15 +32,10 @@ class Partial:
 
 
 class Accumulator:
-    """The images that were counted, and the sums over them, in a file.
+    """The images that were counted of `num_images`, and the sums over them, in a file in `folder`, which all ranks see.
 
-    Args:
-        folder: of the file, on a file system that all ranks see.
-        asked: what is evaluated, and how; another question has another file.
-        num_images: ids run from 0 to this.
-
-    Attributes:
-        folder: of what belongs to the file and is not a sum.
+    `asked` says what is evaluated, and how; another question has another file. The attribute `folder` holds what
+    belongs to the file and is not a sum.
     """
 
     def __init__(self, folder: Path, asked: Mapping[str, object], num_images: int) -> None:

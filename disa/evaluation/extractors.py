@@ -31,10 +31,8 @@ DINOV2 = "dinov2-vit-l-14"  # the size that FD-DINOv2 is defined with (Stein et 
 class EfficientNetLite0(nn.Module):
     """EfficientNet-Lite0 (Tan and Le 2019; ImageNet weights by TensorFlow's authors): 1280 features and 1000 logits.
 
-    Images smaller than 96 pixels are enlarged to 96, others resized to 224, the size it was trained at.
-
-    Args:
-        fold: make batch norms a part of the convolutions.
+    Images smaller than 96 pixels are enlarged to 96, others resized to 224, the size it was trained at. `fold` makes
+    batch norms a part of the convolutions.
     """
 
     def __init__(self, fold: bool = True) -> None:
@@ -108,10 +106,9 @@ def load_classifier(path: Path = CLASSIFIER_WEIGHTS) -> FashionClassifier:
 def inception_missing() -> str | None:
     """Whether torch-fidelity's Inception weights are in torch hub's cache, or can be downloaded there."""
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
-    if cached.is_file():
-        return None
     try:
-        torch.hub.load_state_dict_from_url(URL_INCEPTION_V3, map_location="cpu", progress=False, weights_only=True)
+        if not cached.is_file():
+            torch.hub.load_state_dict_from_url(URL_INCEPTION_V3, map_location="cpu", progress=False, weights_only=True)
     except (OSError, RuntimeError) as error:
         return f"Inception's weights are not in {cached} and cannot be downloaded ({error}); put {cached.name} there"
     return None
@@ -141,19 +138,12 @@ def classifier_missing(path: Path = CLASSIFIER_WEIGHTS) -> str | None:
 
 @dataclass(frozen=True)
 class Extractor:
-    """A feature space.
+    """A feature space."""
 
-    Attributes:
-        build: its network, uint8 [B, 3, H, W] -> features [B, D], logits [B, K].
-        missing: says in a sentence what keeps it from working on this machine; None if nothing does.
-        width: features per image.
-        resize: how images get the size that it looks at; statistics files name it, for features depend on it.
-    """
-
-    build: Callable[[], nn.Module]
-    missing: Callable[[], str | None]
-    width: int
-    resize: str
+    build: Callable[[], nn.Module]  # its network, uint8 [B, 3, H, W] -> features [B, D], logits [B, K]
+    missing: Callable[[], str | None]  # what keeps it from working on this machine, in a sentence; None if nothing does
+    width: int  # features per image
+    resize: str  # how images get the size that it looks at; statistics files name it, for features depend on it
     has_logits: bool = True
 
 
@@ -178,9 +168,7 @@ def feature_extractor(
 ) -> nn.Module:
     """Build the extractor `name`: uint8 [B, 3, H, W] -> (features [B, D], logits [B, K]); K is 0 where it has none.
 
-    Raises:
-        ValueError: there is no such extractor.
-        FileNotFoundError: its weights are not on this machine.
+    An unknown name raises a ValueError, an extractor whose weights are not on this machine a FileNotFoundError.
     """
     if problem := missing(name, extractors):
         raise FileNotFoundError(f"features {name}: {problem}")

@@ -50,34 +50,15 @@ def add(total: Sums, part: Mapping[str, Tensor]) -> None:
 
 
 @dataclass(frozen=True)
-class Features:
-    """Features [N, D] and logits [N, K] of images, float32 on the CPU, and the extractor they come from."""
-
-    features: Tensor
-    logits: Tensor
-    extractor: str
-
-
-@dataclass(frozen=True)
 class Statistics:
-    """Mean [D] and covariance [D, D] of features; a file need not hold more, as ImageNet's released one does not.
-
-    Attributes:
-        resize: how the `count` images were brought to the size that the extractor looks at.
-        features: [N, D], where precision and recall are wanted.
-    """
+    """Mean [D] and covariance [D, D] of features; a file need not hold more, as ImageNet's released one does not."""
 
     mu: np.ndarray
     sigma: np.ndarray
     count: int | None = None
     extractor: str | None = None
-    resize: str | None = None
-    features: Tensor | None = None
-
-    @classmethod
-    def of(cls, features: Features) -> Statistics:
-        """Compute them from extracted features."""
-        return cls.of_sums(feature_sums(features.features), features.extractor, features.features)
+    resize: str | None = None  # how the `count` images were brought to the size that the extractor looks at
+    features: Tensor | None = None  # [N, D], where precision and recall are wanted
 
     @classmethod
     def of_sums(cls, sums: Mapping[str, Tensor], extractor: str, features: Tensor | None = None) -> Statistics:
@@ -126,10 +107,9 @@ def feature_sums(features: Tensor) -> Sums:
 
 
 def logit_sums(logits: Tensor, ids: Sequence[int], num_images: int) -> Sums:
-    """Sums of logits [B, K] for the Inception score, in each of its S splits of `num_images` images, float64.
+    """Sums of logits [B, K] for the Inception score, in each of its S splits of `num_images` images.
 
-    Returns:
-        `images` [S], `probabilities` [S, K], and `negentropies` [S], of sum_k p log p.
+    These are `images` [S], `probabilities` [S, K], and `negentropies` [S], of sum_k p log p, all float64.
     """
     place = np.empty(num_images, dtype=np.int64)
     place[np.random.RandomState(SHUFFLE_SEED).permutation(num_images)] = np.arange(num_images)
@@ -189,11 +169,8 @@ def frechet_interval(features: Tensor, reference: Statistics, distance: float) -
     A replicate is a random half of the images, whose distance varies as that of all of them does (Shao and Wu, "A
     General Theory for Jackknife Variance Estimation", 1989). With replacement, as is usual, images that come twice
     would lower the covariance's rank: with few more images than features, intervals would be up to four times too wide.
-    All halves lie further away than the whole, because they are smaller; the interval is put around the distance.
-
-    Args:
-        features: [N, D], on the device that does the work; fewer than 4 images raise a ValueError.
-        distance: of all of them.
+    All halves lie further away than the whole, because they are smaller; the interval is put around `distance`, that
+    of all `features` [N, D], whose device does the work. Fewer than 4 images raise a ValueError.
     """
     count, half = len(features), len(features) // 2
     if half < 2:
@@ -233,14 +210,8 @@ def read_images(paths: Sequence[Path], crop: int | None = None) -> Tensor:
     return torch.stack(images)
 
 
-def _read(images: Images, rows: range, crop: int | None) -> Tensor:
-    if isinstance(images, Tensor):
-        return images[rows.start : rows.stop].expand(-1, 3, -1, -1)
-    return read_images([images[row] for row in rows], crop)
-
-
-def _feature_batches(
-    images: Images, extractor: str, batch_size: int, device: Device, crop: int | None = None, progress: bool = True
+def feature_batches(
+    images: Images, extractor: str, batch_size: int, device: Device, crop: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Features [B, D] and logits [B, K] of this rank's share of images, on `device`, a batch at a time."""
     count, ranks, rank = len(images), distributed.world_size(), distributed.rank()
@@ -250,43 +221,32 @@ def _feature_batches(
         images = images[:, None] if images.ndim == 3 else images
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(f"images are {list(images.shape)}; [N, H, W] or [N, 1 or 3, H, W] is needed")
+        images = images.expand(-1, 3, -1, -1)
     net = feature_extractor(extractor, device)
     start, stop = count * rank // ranks, count * (rank + 1) // ranks
-    with tqdm(total=count, unit="img", desc=extractor, disable=not (progress and distributed.is_main())) as bar:
+    with tqdm(total=count, unit="img", desc=extractor, disable=not distributed.is_main()) as bar:
         for first in range(start, stop, batch_size):
-            rows = range(first, min(first + batch_size, stop))
+            batch = images[first : min(first + batch_size, stop)]
+            pixels = batch if isinstance(batch, Tensor) else read_images(batch, crop)
             with torch.no_grad():
-                features, logits = net(_read(images, rows, crop).to(device))
+                features, logits = net(pixels.to(device))
             yield features.float(), logits.float()
-            bar.update(min(len(rows) * ranks, count - bar.n))
-
-
-def extract_features(
-    images: Images, extractor: str, *, batch_size: int = 64, device: Device = "cpu", progress: bool = True
-) -> Features:
-    """Extract features of all images, in their order, on every rank; each rank extracts those of its share."""
-    batches = _feature_batches(images, extractor, batch_size, device, progress=progress)
-    share = [(features.cpu(), logits.cpu()) for features, logits in batches]
-    parts = [part for of_rank in distributed.gather(share) for part in of_rank]
-    features, logits = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Features(features, logits, extractor)
+            bar.update(min(len(batch) * ranks, count - bar.n))
 
 
 def image_statistics(
     images: Images, extractor: str, *, keep_features: bool, batch_size: int, device: Device, crop: int | None = None
 ) -> Statistics | None:
-    """Compute statistics of all images, on rank 0 alone; each rank works on its share.
+    """Compute statistics of all images, or of their central squares of `crop` pixels per side, on rank 0 alone.
 
-    Args:
-        keep_features: as precision and recall need; there may be too many to hold.
-        crop: take the central square of so many pixels per side; files may have any size.
+    Each rank works on its share. Precision and recall need `keep_features`; there may be too many to hold.
     """
     if len(images) < 2:
         raise ValueError(f"statistics need at least 2 images; there are {len(images)}")
     sums, kept = Sums(), list[Tensor]()
 
     def extract() -> None:
-        for features, _ in _feature_batches(images, extractor, batch_size, device, crop):
+        for features, _ in feature_batches(images, extractor, batch_size, device, crop):
             add(sums, feature_sums(features.cpu()))
             if keep_features:
                 kept.append(features.cpu())
@@ -312,18 +272,11 @@ def check_metrics(metrics: Sequence[str], count: int) -> None:
 
 
 def metric_sums(
-    features: Tensor,
-    logits: Tensor,
-    metrics: Sequence[str],
-    ids: Sequence[int],
-    count: int,
-    labels: Tensor | None = None,
+    features: Tensor, logits: Tensor, metrics: Sequence[str], ids: Sequence[int], count: int, labels: Tensor | None
 ) -> Sums:
-    """What the images `ids` of `count` add to the sums that `metrics` follow from.
+    """What the images `ids` of `count`, with features [B, D] and logits [B, K], add to the sums for `metrics`.
 
-    Args:
-        features, logits: [B, D] and [B, K].
-        labels: what each image was asked to show [B]; "accuracy" raises a ValueError without them.
+    `labels` [B] are what each image was asked to show; "accuracy" raises a ValueError without them.
     """
     sums = Sums()
     if "fid" in metrics:
@@ -348,9 +301,7 @@ def scores(
 ) -> Scores:
     """Compute the scores of images from their `metric_sums`; a metric that lacks what it needs raises a ValueError.
 
-    Args:
-        reference: what "fid", "kid" and "prc" compare with; the last two need its features.
-        features: of every image [N, D], for "kid" and "prc".
+    "fid", "kid" and "prc" compare with `reference`; the last two need its features, and those of every image [N, D].
     """
     check_metrics(metrics, num_images)
     found: dict[str, object] = {"extractor": extractor, "images": num_images}
@@ -376,13 +327,3 @@ def scores(
     if "accuracy" in metrics:
         found["label_accuracy"] = (sums["right"] / num_images).item()
     return Scores.from_dict(found)
-
-
-def measure(
-    features: Features, metrics: Sequence[str], *, reference: Statistics | None = None, labels: Tensor | None = None
-) -> Scores:
-    """Compute the scores of images from their features; arguments and errors as of `metric_sums` and `scores`."""
-    count = len(features.features)
-    check_metrics(metrics, count)
-    sums = metric_sums(features.features, features.logits, metrics, range(count), count, labels)
-    return scores(sums, metrics, features.extractor, count, reference=reference, features=features.features)

@@ -19,16 +19,11 @@ IMAGENET_STATISTICS = ("fid_stats/adm_in256_stats.npz", "pretrained_models/fid_s
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """What to measure in the feature space of an extractor.
-
-    Attributes:
-        metrics: of `METRICS`.
-        reference: statistics file or folder of images that "fid", "kid" and "prc" compare with.
-    """
+    """What to measure in the feature space of an extractor."""
 
     extractor: str
-    metrics: tuple[str, ...]
-    reference: str | None
+    metrics: tuple[str, ...]  # of `METRICS`
+    reference: str | None  # statistics file or folder of images that "fid", "kid" and "prc" compare with
 
     def keeps_features(self, intervals: bool) -> bool:
         """Whether every image's features are needed at the end, not their sums alone."""
@@ -64,18 +59,10 @@ def plan_metrics(
 ) -> tuple[list[MetricSpec], list[str]]:
     """Plan what to measure from the flags of these names, each "auto" or names separated by commas.
 
-    What was asked for by name must be possible here; "auto" takes what is.
-
-    Args:
-        bundled: whether the model is one that comes with the package; its references are in the folder `statistics`.
-        extractors: the feature spaces there are.
-
-    Returns:
-        The plan, and sentences on what "auto" left out.
-
-    Raises:
-        ValueError: a name is unknown, or a metric lacks what it needs.
-        FileNotFoundError: an extractor or reference that was asked for is not on this machine.
+    What was asked for by name must be possible here; "auto" takes what is, and sentences on what it left out are
+    returned with the plan. The references of a model that comes with the package, `bundled`, are in `statistics`.
+    An unknown name, or a metric that lacks what it needs, raises a ValueError; an extractor or reference that was asked
+    for and is not on this machine raises a FileNotFoundError.
     """
     if metrics == "none":
         return [], []

@@ -13,25 +13,20 @@ from ..runtime.files import write_json
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of images in the feature space of `extractor`; None where not measured.
-
-    Attributes:
-        fid, fid_interval: Fréchet distance to `reference`, and its 95 % interval.
-        label_accuracy: share of images that show the label that was asked for.
-    """
+    """The scores of images in the feature space of `extractor`; None where not measured."""
 
     extractor: str
     images: int
     reference: str | None = None
-    fid: float | None = None
-    fid_interval: tuple[float, float] | None = None
+    fid: float | None = None  # Fréchet distance to `reference`
+    fid_interval: tuple[float, float] | None = None  # of 95 %
     inception_score_mean: float | None = None
     inception_score_std: float | None = None
     kid_mean: float | None = None
     kid_std: float | None = None
     precision: float | None = None
     recall: float | None = None
-    label_accuracy: float | None = None
+    label_accuracy: float | None = None  # share of images that show the label that was asked for
 
     def to_dict(self) -> dict[str, object]:
         """What is not None, by name."""
@@ -50,29 +45,20 @@ class Scores:
 
 @dataclass(frozen=True)
 class Results:
-    """Scores and costs of an evaluation.
+    """Scores and costs of an evaluation."""
 
-    Attributes:
-        settings: what the images depend on.
-        measures: what was measured, as `MetricSpec.to_dict` says it.
-        intervals: whether Fréchet distances have an interval.
-        images_per_second, seconds_per_image: of generation and decoding, over all ranks; None if too few were timed.
-        fractions: part of the work -> share of the time.
-        batch_size: images at a time per rank.
-    """
-
-    settings: Mapping[str, object]
+    settings: Mapping[str, object]  # what the images depend on
     num_images: int
-    measures: Sequence[Mapping[str, object]]
-    intervals: bool
+    measures: Sequence[Mapping[str, object]]  # what was measured, as `MetricSpec.to_dict` says it
+    intervals: bool  # whether Fréchet distances have one
     nfe: int
-    images_per_second: float | None
+    images_per_second: float | None  # generation and decoding, over all ranks; None if too few were timed
     seconds_per_image: float | None
     timed_images: int
-    fractions: Mapping[str, float]
+    fractions: Mapping[str, float]  # part of the work -> share of the time
     metrics: tuple[Scores, ...]
     device: str
-    batch_size: int
+    batch_size: int  # images at a time per rank
     ranks: int
     versions: Mapping[str, str]
 

@@ -58,6 +58,7 @@ def evaluate(
     """Generate images, measure them, and write `results.json`, `samples.png` and TensorBoard scalars.
 
     Every rank calls this. An evaluation that was killed goes on from what it last saved, on any number of ranks.
+    An impossible count, or a folder of images that were made with other settings, raises a ValueError.
 
     Args:
         specs: what to measure, see `plan_metrics`.
@@ -67,9 +68,6 @@ def evaluate(
         intervals: give each Fréchet distance a 95 % interval, which takes every image's features in memory and on disk.
         log: folder of the TensorBoard log.
         save_seconds: how often each rank saves its sums.
-
-    Raises:
-        ValueError: a count is impossible, or the images in the folder were made with other settings.
     """
     check_evaluation(specs, num_images, batch_size, intervals)
     record, kept = folder / "results.json", folder / "images" if keep_images else None

@@ -63,19 +63,14 @@ class PromptModel(SampledModel, Protocol):
 
 @dataclass(frozen=True)
 class Sampling:
-    """The settings of a generation, as of the models' `generate`; an impossible one raises a ValueError.
+    """The settings of a generation, as of the models' `generate`; an impossible one raises a ValueError."""
 
-    Attributes:
-        num_iter: AR steps; None for models whose scales or cells are their AR steps.
-        seed: in [0, 2^32), combined with an image's id.
-    """
-
-    num_iter: int | None
+    num_iter: int | None  # AR steps; None for models whose scales or cells are their AR steps
     schedule: StepSchedule
     sampler: str = "DiSA"
     guidance: Guidance = Guidance()
     temperature: float = 1.0
-    seed: int = 1
+    seed: int = 1  # in [0, 2^32), combined with an image's id
 
     def __post_init__(self) -> None:
         if self.num_iter is not None and self.num_iter < 1:
@@ -110,11 +105,7 @@ class Sampling:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, object]) -> Sampling:
-        """Inverse of `to_dict`.
-
-        Raises:
-            ValueError: a setting is missing, unknown or impossible.
-        """
+        """Inverse of `to_dict`; a setting that is missing, unknown or impossible raises a ValueError."""
         flow = any(name.startswith("flow_") for name in settings)
         known = cls(None if flow else 1, StepSchedule()).to_dict()
         values: dict[str, Any] = {}  # Any: of several types, checked here
@@ -150,13 +141,8 @@ class Sampling:
 class Generator:
     """Image ids -> images, for `generate_images` and `evaluate`.
 
-    Args:
-        model: in eval mode, on `device`.
-        vae: decodes its latents; on `device`, in the model's dtype.
-
-    Attributes:
-        clock: seconds that "generation" and "decoding" took.
-        nfe_per_step: evaluations of the head at each AR step.
+    `model`, in eval mode, and `vae`, which decodes its latents and has its dtype, are on `device`. `clock` counts the
+    seconds that "generation" and "decoding" take.
     """
 
     def __init__(self, model: SampledModel, vae: ImageDecoder, sampling: Sampling, device: torch.device) -> None:
@@ -165,6 +151,7 @@ class Generator:
 
     @property
     def nfe_per_step(self) -> list[int]:
+        """Evaluations of the head at each AR step."""
         return self.model.nfe(self.sampling.schedule, self.sampling.sampler, self.sampling.num_iter)
 
     @property
@@ -221,15 +208,14 @@ class LabelGenerator(Generator):
 class PromptGenerator(Generator):
     """Images of prompts: image `id` is one of prompt `id // images_per_prompt`.
 
+    An impossible prompt or setting raises a ValueError; none is found so later.
+
     Args:
-        model: in eval mode, on `device`, with a text tokenizer.
+        model: with a text tokenizer.
         image_shape: rows and columns of tokens.
         cfg_prompt: the unconditional prompt of guidance.
         classes: the class that each prompt asks for, if the prompts ask for classes.
         on_step: as for `Harmon.generate`.
-
-    Raises:
-        ValueError: a prompt or a setting is impossible; none is found so later.
     """
 
     model: PromptModel
@@ -281,8 +267,7 @@ class PromptGenerator(Generator):
     def arguments(self, ids: Sequence[int]) -> dict[str, object]:
         prompts = [self.prompts[image_id // self.images_per_prompt] for image_id in ids]
         input_ids, mask = self._encode(prompts, guided=self.sampling.guidance.active)
-        shown = {"input_ids": input_ids, "attention_mask": mask, "image_shape": self.image_shape}
-        return {**shown, "on_step": self.on_step}
+        return dict(input_ids=input_ids, attention_mask=mask, image_shape=self.image_shape, on_step=self.on_step)
 
     def _encode(self, prompts: Sequence[str], guided: bool) -> tuple[Tensor, Tensor]:
         """Token ids and mask [B, T]; if guided [2B, T], the second half of `cfg_prompt`."""

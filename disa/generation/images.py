@@ -32,9 +32,8 @@ Describe = Callable[[int], Mapping[str, object] | None]  # id -> what the image'
 def image_grid(images: Tensor, columns: int = 8, scale: int = 1, gap: int = 2) -> Image.Image:
     """Arrange images, uint8 [N, H, W] or [N, 1 or 3, H, W], row by row on white, each enlarged `scale` times."""
     images = images[:, None] if images.ndim == 3 else images
-    grid = make_grid(
-        repeat(images, "n c h w -> n c (h a) (w b)", a=scale, b=scale), nrow=columns, padding=gap, pad_value=255
-    )
+    enlarged = repeat(images, "n c h w -> n c (h a) (w b)", a=scale, b=scale)
+    grid = make_grid(enlarged, nrow=columns, padding=gap, pad_value=255)
     edge = gap if len(images) > 1 else 0  # `make_grid` puts a gap around the grid too, but not around a single image
     return Image.fromarray(grid[:, edge : grid.shape[1] - edge, edge : grid.shape[2] - edge].permute(1, 2, 0).numpy())
 
@@ -62,8 +61,7 @@ def missing_ids(folder: Path, num_images: int, path: Locate = image_path) -> lis
 def claim_folder(folder: Path, settings: Mapping[str, object]) -> None:
     """Make `folder` the place of images with `settings`, or check that it is; every rank calls this.
 
-    Raises:
-        ValueError: the folder was made with other settings; the differences are named.
+    A folder that was made with other settings raises a ValueError that names the differences.
     """
     record, wanted = folder / "settings.json", json.loads(json.dumps(settings))
 
@@ -78,8 +76,7 @@ def claim_folder(folder: Path, settings: Mapping[str, object]) -> None:
             found = json.loads(record.read_text())
         except ValueError as error:
             raise ValueError(f"{record} cannot be read ({error}); remove the folder, or give another") from error
-        names = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
-        if names:
+        if names := [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]:
             differences = "; ".join(f"{name}: {found.get(name)!r} there, {wanted.get(name)!r} now" for name in names)
             raise ValueError(
                 f"{folder} was made with other settings ({differences}); give another folder, or remove this one"
@@ -136,14 +133,13 @@ def generate_images(
 ) -> None:
     """Fill `folder` with the images 0..num_images-1 that it lacks; every rank calls this and does its share.
 
+    A folder that was made with other settings, or an impossible count, raises a ValueError.
+
     Args:
         sample: ids -> images [B, 1 or 3, H, W] in [-1, 1]; its result for an id must not depend on the other ids.
         batch_size: images at a time per rank.
         settings: everything that an image depends on besides its id.
         path: names the PNG file of an id.
-
-    Raises:
-        ValueError: the folder was made with other settings, or a count is impossible.
     """
     check_counts(num_images, batch_size)
     claim_folder(folder, settings)

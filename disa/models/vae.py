@@ -214,11 +214,7 @@ class AutoencoderKL(nn.Module):
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
 
     def moments(self, images: Tensor) -> Tensor:
-        """Mean and log variance of the posterior, one behind the other: [B, 3, H, W] -> [B, 2C, H/16, W/16].
-
-        Raises:
-            ValueError: a side is not a multiple of 16.
-        """
+        """Mean and log variance of the posterior, one behind the other: [B, 3, H, W] -> [B, 2C, H/16, W/16]."""
         height, width = images.shape[2:]
         if height % self.stride or width % self.stride:
             raise ValueError(f"images are {height}×{width}; KL-16 needs sides that are multiples of {self.stride}")

@@ -15,11 +15,8 @@ Config = dict[str, Any]  # Any: a file's values
 def read_config(path: str | Path, needed: Collection[str], options: Mapping[str, object] | None = None) -> Config:
     """Read a config file, with `options` (dotted names -> values) replacing what it says.
 
-    A path like `configs/models/harmon_fashion.py` that is no file here names a config of the package.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no config, or lacks one of the `needed` values.
+    A path like `configs/models/harmon_fashion.py` that is no file here names a config of the package. Without a file, a
+    FileNotFoundError is raised; a file that is no config, or lacks one of the `needed` values, raises a ValueError.
     """
     with extra("harmon"):
         from mmengine import config as mmengine

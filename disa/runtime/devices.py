@@ -21,8 +21,7 @@ def describe_device(device: torch.device) -> str:
 def resolve_device(name: str) -> torch.device:
     """Return the device that `name` stands for on this rank; `auto` takes what is there: cuda, then mps, then cpu.
 
-    Raises:
-        ValueError: `name` is unknown, or this machine does not have it.
+    A name that is unknown, or of what this machine does not have, raises a ValueError.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":

@@ -122,6 +122,14 @@ def _result(value: T | None, error: Exception | None) -> T:
     return value  # type: ignore[return-value]
 
 
+def _store() -> dist.distributed_c10d.Store:
+    """Return the store in which the ranks met, across machines; ranks that are started again get a new one.
+
+    torch has no public name for it. Should the private one go: rank 0 opens a `TCPStore` and broadcasts its address.
+    """
+    return dist.distributed_c10d._get_default_store()
+
+
 def claim_blocks(count: int) -> Iterator[int]:
     """Yield the numbers 0 to count - 1, each on the one rank that first asks for it, so that a slow rank does fewer.
 
@@ -130,20 +138,10 @@ def claim_blocks(count: int) -> Iterator[int]:
     if not dist.is_initialized():
         yield from range(count)
         return
-    add = _shared_counter()
+    store, name = _store(), broadcast(f"claim_blocks/{uuid.uuid4()}")
     try:
-        while (number := add(1) - 1) < count:
+        while (number := store.add(name, 1) - 1) < count:
             yield number
     except GeneratorExit:
-        add(count)
+        store.add(name, count)
         raise
-
-
-def _shared_counter() -> Callable[[int], int]:
-    """Return a function that adds to a new number, which all ranks share, and returns the sum.
-
-    The number lies in the store in which the ranks met, across machines; restarted ranks get a new store. torch has no
-    public name for that store. Should the private one go: rank 0 opens a `dist.TCPStore` and broadcasts its address.
-    """
-    store, name = dist.distributed_c10d._get_default_store(), broadcast(f"claim_blocks/{uuid.uuid4()}")
-    return lambda amount: store.add(name, amount)

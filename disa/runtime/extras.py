@@ -12,11 +12,7 @@ class MissingExtra(ImportError):
 
 @contextlib.contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Import packages of the extra `name` in this context.
-
-    Raises:
-        MissingExtra: one of them is not installed; the sentence says what installs it.
-    """
+    """Import packages of the extra `name` in this context; where one is missing, MissingExtra says what installs it."""
     try:
         yield
     except ModuleNotFoundError as error:

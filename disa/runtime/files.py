@@ -22,10 +22,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; rename it to `path` on success, remove it on failure.
 
     The name is hidden and carries the process number, so that ranks never share one; the suffix is kept, because
-    libraries choose a format by it.
-
-    Raises:
-        OSError: naming `path`, if the disk is full.
+    libraries choose a format by it. A full disk raises an OSError that names `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,23 +42,18 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 def locked(path: str | Path) -> Iterator[None]:
     """Hold the lock file `path`, which one process at a time can; one that dies releases it.
 
-    Raises:
-        OSError: the file system has no locks.
+    A file system that has no locks raises an OSError.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A soft lock would outlive a killed process.
-    lock = FileLock(path, poll_interval=0.01, fallback_to_soft=False)
-    try:
-        lock.acquire()
+    try:  # a soft lock would outlive a killed process
+        held = FileLock(path, poll_interval=0.01, fallback_to_soft=False).acquire()
     except OSError as error:
         raise OSError(
             error.errno, f"no lock on {path} ({error.strerror}); choose a folder on a file system that has locks"
         ) from error
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def write_json(path: str | Path, value: object) -> None:
@@ -71,11 +63,7 @@ def write_json(path: str | Path, value: object) -> None:
 
 
 def image_files(folder: str | Path) -> list[Path]:
-    """List the images anywhere below `folder`, by name.
-
-    Raises:
-        FileNotFoundError: there are none.
-    """
+    """List the images anywhere below `folder`, by name; none at all raises a FileNotFoundError."""
     found = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
         raise FileNotFoundError(f"there are no images in {folder}")

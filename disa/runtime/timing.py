@@ -13,11 +13,7 @@ from .devices import synchronize
 
 
 class Stopwatch:
-    """Seconds spent in parts of a program, which do not overlap.
-
-    Attributes:
-        seconds: part -> seconds so far.
-    """
+    """Seconds spent so far in parts of a program, which do not overlap: `seconds`, by part."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +22,6 @@ from ..models.harmon import Harmon
 from ..models.vae import SpaceToDepth
 from ..runtime import distributed
 from ..runtime.devices import DTYPES
-from ..runtime.distributed import print_main
 from ..weights.fetch import CATALOGUE
 from ..weights.load import load_model, load_vae
 from .recipes import Recipe
@@ -38,37 +38,31 @@ def find_published(name: str, roots: Sequence[Path] = (Path(), CHECKOUT)) -> Pat
     for folder in (root / family for root in roots for family in ("", *FAMILY_FOLDERS)):
         if (folder / path).is_file():
             return folder / path
-    raise FileNotFoundError(
-        f"there is no {path}; fetch it with `disa checkpoints fetch {name}`, or with util/download.py of its family"
-    )
+    fetch = f"`disa checkpoints fetch {name}`, or with util/download.py of its family"
+    raise FileNotFoundError(f"there is no {path}; fetch it with {fetch}")
 
 
 def load(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Make:
     """Load the weights of `recipe`, ready to generate what any recipe with the same asks for."""
     path = find_published(recipe.checkpoint) if recipe.checkpoint in CATALOGUE else recipe.checkpoint
-    if recipe.takes_prompts:
-        harmon = load_model(recipe.model, path).to(device, dtype)
-        assert isinstance(harmon, Harmon)
-        if recipe.text_tokenizer:
-            harmon.text = TextTokenizer.load(recipe.text_tokenizer)
-        choose_attention(harmon.llm, device)
-        return lambda recipe: prompt_generator(harmon, recipe, device)
-    vae = (SpaceToDepth() if recipe.bundled else load_vae(find_published("kl16"))).to(device, dtype)
     model = load_model(recipe.model, path).to(device, dtype)
+    if isinstance(model, Harmon):
+        if recipe.text_tokenizer:
+            model.text = TextTokenizer.load(recipe.text_tokenizer)
+        choose_attention(model.llm, device)
+        return lambda recipe: prompt_generator(model, recipe, device)
+    vae = (SpaceToDepth() if recipe.bundled else load_vae(find_published("kl16"))).to(device, dtype)
     return lambda recipe: LabelGenerator(model, vae, recipe.sampling, device)
 
 
 def prompt_generator(model: Harmon, recipe: Recipe, device: torch.device) -> PromptGenerator:
     """Make the generator of a recipe of Harmon."""
     shape = image_shape(recipe.image_size, model.vae.stride) if recipe.image_size else (model.mar.grid, model.mar.grid)
+    make = partial(PromptGenerator, model, sampling=recipe.sampling, device=device, image_shape=shape)
     if recipe.prompts:
-        prompts, classes, each = recipe.prompts, None, -(-recipe.num_images // len(recipe.prompts))
-    else:
-        (prompts, labels), each = grammar_prompts(recipe.num_images), 1
-        classes = labels.tolist()
-    return PromptGenerator(
-        model, prompts, recipe.sampling, device, image_shape=shape, images_per_prompt=each, classes=classes
-    )
+        return make(recipe.prompts, images_per_prompt=-(-recipe.num_images // len(recipe.prompts)))
+    prompts, labels = grammar_prompts(recipe.num_images)
+    return make(prompts, classes=labels.tolist())
 
 
 def plan_recipe(
@@ -76,8 +70,7 @@ def plan_recipe(
 ) -> tuple[list[MetricSpec], list[str]]:
     """Choose what to measure, and say what cannot be; a recipe's own prompts have no images or classes to compare with.
 
-    Raises:
-        ValueError: there would be no Fréchet distance, though nobody said that none is wanted; or as `plan_metrics`.
+    Raises a ValueError as `plan_metrics`, and if there would be no Fréchet distance, though one is wanted.
     """
     if recipe.prompts:
         return [], []
@@ -92,22 +85,14 @@ def plan_recipe(
 
 @dataclass(frozen=True)
 class Measurements:
-    """What is known of recipes.
-
-    Attributes:
-        out: folder of everything.
-        dtype: of the networks, a name in `DTYPES`.
-        save_seconds: as for `evaluate`.
-        results, problems: by the names of recipes, and why they could not run.
-        left_out: what this machine cannot measure, in sentences, by the names of models.
-    """
+    """What is known of recipes, in the folder `out`: results by their names, or why they could not run."""
 
     out: Path
     dtype: str
-    save_seconds: float = 120.0
+    save_seconds: float = 120.0  # as for `evaluate`
     results: dict[str, Results] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
-    left_out: dict[str, list[str]] = field(default_factory=dict)
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # model -> what this machine cannot measure of it
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -131,7 +116,7 @@ class Measurements:
         """Evaluate one recipe, or go on with it; every rank calls this."""
         try:
             generator = distributed.on_all(lambda: make(recipe))
-            print_main(f"{len(generator.nfe_per_step)} AR steps, NFE {generator.nfe:,}")
+            distributed.print_main(f"{len(generator.nfe_per_step)} AR steps, NFE {generator.nfe:,}")
             self.results[recipe.name] = evaluate(
                 generator,
                 self.folder(recipe),

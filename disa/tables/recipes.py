@@ -1,7 +1,4 @@
-"""Recipes: the rows of the tables that the project reproduces, read from the TOML files beside this module.
-
-`mar.toml` explains how the files are read.
-"""
+"""Recipes: the rows of the tables that the project reproduces, read from TOML files; `mar.toml` explains these."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -29,7 +26,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-T = TypeVar("T")
 Level = dict[str, Any]  # of a TOML file, which holds anything
 
 FOLDER = Path(__file__).parent
@@ -39,21 +35,15 @@ READ_OFF = re.compile(r"~\d+(\.\d+)?")  # a published score that was read off a 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One row of a table: a setting to measure, and what was published for it.
+    """One row of a table: a setting to measure, and what was published; an impossible value raises a ValueError.
 
     Attributes:
-        table, model, row: names of the table, the model and the row.
-        sampling: how an image is made.
         num_images, batch_size: images to measure, and per batch on each rank.
         checkpoint: a name of the catalogue or a path; None takes the weights that come with the package.
         baseline: the model's row in this table that speed-ups are over.
-        published_fid, published_isc: published scores; text like "~1.57" if they were read off a plot.
-        source: where they were published.
+        published_fid, published_isc, source: scores, text like "~1.57" if read off a plot, and where they are from.
         prompts: of Harmon, with equally many images each; none takes those of the bundled captions' grammar.
         image_size, text_tokenizer: of Harmon; pixels per side, and a folder or a name on the Hugging Face hub.
-
-    Raises:
-        ValueError: a value is impossible.
     """
 
     table: str
@@ -88,9 +78,8 @@ class Recipe:
         if self.checkpoint is None and not self.bundled:
             raise ValueError(f"no weights of {self.model} come with the package; name a checkpoint")
         model = MODELS[self.model].build
-        flow = model.flow_times is not None
-        if flow != (self.sampling.num_iter is None):
-            kind, prefix = ("a flow model", "flow_") if flow else ("no flow model", "diff_")
+        kind, prefix = ("no flow model", "diff_") if model.flow_times is None else ("a flow model", "flow_")
+        if (model.flow_times is None) == (self.sampling.num_iter is None):
             raise ValueError(f"{self.model} is {kind}; its settings begin with {prefix}")
         get_solver(model.solvers, self.sampling.sampler)
 
@@ -147,16 +136,7 @@ def _outline(model: str) -> AnnealedModel:
 
 @dataclass(frozen=True)
 class Table:
-    """Recipes that are compared with each other.
-
-    Attributes:
-        title, text: what they show, in one line and in some.
-        recipes: all of them.
-        shown: those that were asked for.
-
-    Raises:
-        ValueError: there is no title, two recipes share a name, or a baseline is none of them.
-    """
+    """Recipes to compare, those asked for as `shown`; no title, no such baseline or a repeated name is a ValueError."""
 
     name: str
     title: str
@@ -189,9 +169,7 @@ class Table:
 def load_tables(folder: Path = FOLDER) -> dict[str, Table]:
     """Read every table from the families' files in `folder`; families with a table of the same name share it.
 
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file has what no recipe has, or an impossible value; file, recipe and value are named.
+    Raises a FileNotFoundError if one is missing, and a ValueError that names file, recipe and value if one is wrong.
     """
     tables: dict[str, Table] = {}
     for family in FAMILIES:
@@ -238,7 +216,7 @@ def list_tables(tables: Mapping[str, Table]) -> str:
     return "\n".join(lines)
 
 
-def expand(grid: Mapping[str, Sequence[T]]) -> dict[str, dict[str, T]]:
+def expand(grid: Mapping[str, Sequence[object]]) -> dict[str, dict[str, object]]:
     """Combine a grid's values in every way; combinations are named after them."""
     combinations = itertools.product(*grid.values()) if grid else []
     return {"-".join(map(str, values)): dict(zip(grid, values, strict=True)) for values in combinations}
@@ -253,14 +231,14 @@ def _split(level: Level) -> tuple[Level, Level]:
 def _extend(table: Table | None, name: str, section: Level, common: Level) -> Table:
     """Add a file's section on a table to what earlier files have of it."""
     shared, models = _split(section)
-    words = {"title": table.title, "text": table.text} if table else {"title": "", "text": ""}
+    words = {key: getattr(table, key, "") for key in ("title", "text")}
     for key, known in words.items():
         if key in shared and known:
             raise ValueError(f"{name}: another file has a {key} of it; one is enough")
         words[key] = str(shared.pop(key, known))
     found = [recipe for model, own in models.items() for recipe in _recipes(name, model, own, {**common, **shared})]
     recipes = (*(table.recipes if table else ()), *found)
-    return Table(name, words["title"], words["text"], recipes, recipes)
+    return Table(name, **words, recipes=recipes, shown=recipes)
 
 
 def _recipes(table: str, model: str, section: Level, shared: Level) -> Iterator[Recipe]:
@@ -268,10 +246,9 @@ def _recipes(table: str, model: str, section: Level, shared: Level) -> Iterator[
     if model not in MODELS:
         raise ValueError(f"{table}: there is no model {model}; allowed are {', '.join(MODELS)}")
     own, within = _split(section)
-    for key in within:
-        if key not in ("rows", "grid"):
-            raise ValueError(f"{table}: {model} has {key}; it may have rows and a grid")
-    grid, rows = within.get("grid", {}), within.get("rows", {})
+    grid, rows = within.pop("grid", {}), within.pop("rows", {})
+    if within:
+        raise ValueError(f"{table}: {model} has {', '.join(within)}; it may have rows and a grid")
     for name, values in grid.items():
         if not isinstance(values, list) or not values:
             raise ValueError(f"{table}: {name} of {model} is {values!r}; a grid's values are a list")
@@ -287,9 +264,8 @@ def _recipes(table: str, model: str, section: Level, shared: Level) -> Iterator[
 def _recipe(table: str, model: str, row: str, values: Level) -> Recipe:
     """Make a recipe from its attributes and, under the names of the commands' flags, the settings of its sampling."""
     attributes = {field.name for field in dataclasses.fields(Recipe)} - {"table", "model", "row", "sampling"}
-    for name in ("num_images", "batch_size"):
-        if name not in values:
-            raise ValueError(f"nothing says what {name} shall be")
-    sampling = Sampling.from_dict({name: value for name, value in values.items() if name not in attributes})
-    own = {name: value for name, value in values.items() if name in attributes}
-    return Recipe(table, model, row, sampling, **own)
+    if missing := [name for name in ("num_images", "batch_size") if name not in values]:
+        raise ValueError(f"nothing says what {' and '.join(missing)} shall be")
+    own = {name: values[name] for name in values.keys() & attributes}
+    settings = {name: value for name, value in values.items() if name not in own}
+    return Recipe(table, model, row, Sampling.from_dict(settings), **own)

@@ -47,6 +47,7 @@ class Column(Generic[Row, Value]):
 
 
 Columns = Sequence[Column[Row, Any]]  # Any: their values are of several types
+times = "{:.1f}×".format  # writes how many times as much
 
 
 def column(key: str, header: str, write: Callable[[Any], str] = str) -> Column[Mapping[str, Any], Any]:
@@ -64,22 +65,14 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def times(ratio: float) -> str:
-    """Write how many times as much."""
-    return f"{ratio:.1f}×"
-
-
 def table(rows: Sequence[Row], columns: Columns[Row]) -> str:
     """Write rows as aligned text that is Markdown, too; the first column to the left, the others to the right."""
     cells = [[column.header for column in columns], *([column.cell(row) for column in columns] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-
-    def line(words: Sequence[str]) -> str:
-        first, *others = zip(words, widths, strict=True)
-        return f"| {' | '.join([first[0].ljust(first[1]), *(word.rjust(width) for word, width in others)])} |"
-
-    rule = "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])])
-    return "\n".join([line(cells[0]), f"|{rule}|", *map(line, cells[1:])])
+    first, *others = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    form = " | ".join([f"{{:<{first}}}", *(f"{{:>{width}}}" for width in others)])
+    rule = "|".join(["-" * (first + 2), *("-" * (width + 1) + ":" for width in others)])
+    head, *lines = [f"| {form.format(*words)} |" for words in cells]
+    return "\n".join([head, f"|{rule}|", *lines])
 
 
 def table_csv(records: Sequence[Mapping[str, object]]) -> str:
@@ -94,18 +87,13 @@ def table_html(rows: Sequence[Row], columns: Columns[Row]) -> str:
     """Write rows as an HTML table."""
     head = "".join(f"<th>{html.escape(column.header)}</th>" for column in columns)
     cells = ("".join(f"<td>{html.escape(column.cell(row))}</td>" for column in columns) for row in rows)
-    body = "".join(f"<tr>{line}</tr>" for line in cells)
+    body = "".join(map("<tr>{}</tr>".format, cells))
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 @dataclass(frozen=True)
 class Point:
-    """A setting in the plot of quality against cost.
-
-    Attributes:
-        interval: where the distance lies with a probability of 95 %, if that is known.
-        group: the points of a group share a colour; without one, every point has its own.
-    """
+    """A setting in the plot of quality against cost; its 95 % `interval`; points of a `group` share a colour."""
 
     name: str
     cost: float
@@ -140,11 +128,8 @@ def plot_quality(
 ) -> Figure:
     """Plot distance against cost, such as seconds per image: lower is better, further left is cheaper.
 
-    Args:
-        points: settings, each labelled where it lies; if they are many, those on the Pareto front alone.
-        curve: more settings, joined by a line, such as fixed counts.
-        floor: the distance of real images from real images.
-        front: join each group's Pareto front.
+    Of many points, only those on the Pareto front are labelled; `front` joins each group's. A line joins `curve`, more
+    settings, such as fixed counts; `floor` is the distance of real images from real images.
     """
     figure, axes = new_axes(f"{xlabel} (log scale)", f"{ylabel}\n(lower is better)")
     axes.set_xscale("log")
@@ -157,9 +142,8 @@ def plot_quality(
         axes.axhline(floor, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
         look = {"color": INK, "fontsize": 8, "ha": "right", "xycoords": ("axes fraction", "data")}
         _label(axes, "real against real", (1, floor), (0, 3), **look)
-    costs = [point.cost for point in (*points, *curve)]
-    axes.set_xlim(min(costs) / 1.7, max(costs) * 1.7)
-    axes.set_ylim(0, max(point.top for point in (*points, *curve)) * (1.3 if len(points) > MANY else 1.2))
+    costs, tops = zip(*((point.cost, point.top) for point in (*points, *curve)), strict=True)
+    axes.set(xlim=(min(costs) / 1.7, max(costs) * 1.7), ylim=(0, max(tops) * (1.3 if len(points) > MANY else 1.2)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
     return figure
@@ -171,12 +155,11 @@ def new_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
         from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    axes = figure.add_subplot()
+    axes = figure.add_subplot(axisbelow=True)
     axes.set_xlabel(xlabel, color=INK)
     axes.set_ylabel(ylabel, color=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
     return figure, axes
 
 
@@ -187,8 +170,7 @@ def _label(axes: Axes, text: str, place: tuple[float, float], offset: tuple[floa
 
 def _join(axes: Axes, points: Sequence[Point], **look: Any) -> None:  # Any: arguments of matplotlib
     """Draw a line through points."""
-    x, y = [point.cost for point in points], [point.distance for point in points]
-    axes.plot(x, y, linewidth=1, zorder=1, **look)
+    axes.plot(*zip(*((point.cost, point.distance) for point in points), strict=True), linewidth=1, zorder=1, **look)
 
 
 def _draw_points(axes: Axes, points: Sequence[Point], front: bool) -> None:
@@ -209,8 +191,7 @@ def _draw_points(axes: Axes, points: Sequence[Point], front: bool) -> None:
             if named:
                 _label(axes, point.name, (point.cost, point.top), (0, 3 if many else 10), color=colour, **words)
         if front:
-            line = [point for point in best if point in members]
-            _join(axes, line, color=colour, marker=marker, markersize=5, label=group)
+            _join(axes, [p for p in best if p in members], color=colour, marker=marker, markersize=5, label=group)
     if front and len(groups) > 1:
         axes.legend(frameon=False, fontsize=8)
 
@@ -227,10 +208,8 @@ def plot_step_schedules(schedules: Mapping[str, Sequence[int]]) -> Figure:
         while any(abs(height - other) < top * 0.07 for other in heights):  # names of lines that end together
             height += top * 0.07
         heights.append(height)
-        look = {"va": "center", "fontweight": "bold", "annotation_clip": False}
-        _label(axes, name, (100, height), (6, 0), color=colour, **look)
-    axes.set_xlim(0, 100)
-    axes.set_ylim(0, top * 1.08)
+        _label(axes, name, (100, height), (6, 0), color=colour, va="center", fontweight="bold", annotation_clip=False)
+    axes.set(xlim=(0, 100), ylim=(0, top * 1.08))
     return figure
 
 
@@ -255,22 +234,19 @@ class Section(Generic[Row]):
 
     def to_html(self) -> str:
         """Write the section as HTML, its pictures inlined."""
-        parts = [f"<h2>{html.escape(self.heading)}</h2>"]
         text = re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(self.text))  # as in the Markdown
-        parts += [f"<p>{paragraph}</p>" for paragraph in text.split("\n\n") if paragraph]
+        parts = [f"<h2>{html.escape(self.heading)}</h2>", *(f"<p>{one}</p>" for one in text.split("\n\n") if one)]
         if self.columns:
             parts.append(table_html(self.rows, self.columns))
-        figures = (
-            f'<figure><img src="{_data_uri(picture)}" alt="{html.escape(caption, quote=True)}">'
-            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-            for caption, picture in self.pictures.items()
-        )
         if self.pictures:
-            parts.append(f'<div class="pictures">{"".join(figures)}</div>')
-        return "<section>" + "".join(parts) + "</section>"
+            pictures = ((html.escape(caption), _data_uri(picture)) for caption, picture in self.pictures.items())
+            form = '<figure><img src="{1}" alt="{0}"><figcaption>{0}</figcaption></figure>'
+            parts.append(f'<div class="pictures">{"".join(form.format(*one) for one in pictures)}</div>')
+        return f"<section>{''.join(parts)}</section>"
 
 
-_STYLE = """
+_HEAD = """<!doctype html><html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>
 :root { color-scheme: light dark; --ink: #222; --faint: #666; --line: #ddd; --page: #fff; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e8e8e8; --faint: #aaa; --line: #444; --page: #161616; } }
 body { font: 16px/1.55 system-ui, sans-serif; margin: 2rem auto; max-width: 84rem; padding: 0 1rem; }
@@ -283,16 +259,16 @@ th { color: var(--faint); font-weight: 600; white-space: normal; vertical-align:
 th:first-child, td:first-child { text-align: left; }
 .pictures { display: flex; flex-wrap: wrap; gap: 1.2rem; } figure { margin: 0; flex: 1 1 18rem; max-width: 44rem; }
 img { width: 100%; border-radius: 4px; background: #fff; } figcaption { color: var(--faint); font-size: .9rem; }
-"""
+</style>"""
 
 
 def write_report(path: str | Path, title: str, sections: Sequence[Section[Any]]) -> None:  # Any: of several rows
     """Write a self-contained HTML page: nothing in it is loaded from elsewhere."""
     title, body = html.escape(title), "".join(section.to_html() for section in sections)
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{_STYLE}</style></head><body><h1>{title}</h1>{body}</body></html>\n"
-    )
+    write_text(path, f"{_HEAD}<title>{title}</title></head><body><h1>{title}</h1>{body}</body></html>\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file as a whole, or not at all."""
     with atomic_write(path) as beside:
-        beside.write_text(page, encoding="utf-8")
+        beside.write_text(text, encoding="utf-8")

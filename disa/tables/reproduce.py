@@ -40,23 +40,13 @@ def reproduce(
     """Measure what is not measured, and write `table.md`, `table.csv`, `report.html` and one plot per table.
 
     A row that cannot run is shown with dashes and a sentence, and the exit code, which is returned, is then 1. An
-    interrupted run goes on in the same folder.
-
-    Args:
-        out: folder of everything.
-        title: of the page.
-        metrics, features, reference, device, dtype: as the flags of these names.
-        front: say in the tables which rows are on the Pareto front.
-        save_seconds: as for `evaluate`.
-        load: loads the weights of a recipe.
+    interrupted run goes on in the same folder, `out`. `metrics`, `features`, `reference`, `device` and `dtype` are as
+    the flags of these names, `save_seconds` as for `evaluate`; with `front`, tables say what is on the Pareto front.
     """
     where, known = resolve_device(device), Measurements(out, dtype, save_seconds)
     distributed.setup(where)
     plan = partial(plan_recipe, metrics=metrics, features=features, reference=reference)
-
-    def update() -> None:
-        distributed.on_main(lambda: show(tables, known, title, front))
-
+    update = partial(distributed.on_main, partial(show, tables, known, title, front))
     update()  # whether it can be written is better known before anything is loaded
     asked = [recipe for table in tables for recipe in table.shown]
     headings = [f"{i} of {len(asked)}: {one.name}, {one.num_images:,} images" for i, one in enumerate(asked, 1)]

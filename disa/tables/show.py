@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -31,11 +29,7 @@ DISTANCES = {
 
 @dataclass(frozen=True)
 class Row:
-    """A recipe with its results and those of its baseline, where there are any.
-
-    Attributes:
-        front: whether it is on the Pareto front; None if nobody asked.
-    """
+    """A recipe, its results and its baseline's, if any, and whether it is on the Pareto front, None if nobody asked."""
 
     recipe: Recipe
     results: Results | None = None
@@ -51,9 +45,9 @@ class Row:
     def speed_up(self) -> float | None:
         """How many times faster than the baseline; None unless both were timed on equal machines in one dtype."""
         fast, slow = self.results, self.baseline
-        if not (fast and slow and fast.seconds_per_image and slow.seconds_per_image) or machine(fast) != machine(slow):
-            return None
-        return slow.seconds_per_image / fast.seconds_per_image
+        if fast and slow and fast.seconds_per_image and slow.seconds_per_image and machine(fast) == machine(slow):
+            return slow.seconds_per_image / fast.seconds_per_image
+        return None
 
     @property
     def steps(self) -> str:
@@ -169,11 +163,10 @@ def _published(digits: int, score: float | str) -> str:
 
 def points_of(rows: Sequence[Row], space: str, cost: str) -> list[Point]:
     """Return the rows that have a Fréchet distance in a feature space, as points of their models."""
-    costs = [row.recipe.nfe if cost == "NFE" else row.seconds for row in rows]
     return [
         Point(row.recipe.row, value, scores.fid, scores.fid_interval, row.recipe.model)
-        for row, scores, value in zip(rows, (row.scores(space) for row in rows), costs, strict=True)
-        if scores.fid is not None and value is not None
+        for row, scores in ((row, row.scores(space)) for row in rows)
+        if scores.fid is not None and (value := row.recipe.nfe if cost == "NFE" else row.seconds) is not None
     ]
 
 
@@ -185,39 +178,29 @@ def section_of(one: Table, known: Measurements, front: bool) -> Section[Row]:
     points = {title: found for space, (title, _) in DISTANCES.items() if (found := points_of(done, space, cost))}
     settings = {column.header: values_of(column, rows) for column in SETTINGS}
     same = "; ".join(f"{name} {values[0]}" for name, values in settings.items() if len(values) == 1)
-    said = [one.text, f"In all rows: {same}."]
+    said, where = [one.text, f"In all rows: {same}."], "; ".join(machines(rows))
     if done:
-        said.append(
-            f"Measured on {'; '.join(machines(rows))}. In brackets: 95 % intervals, from resampling the images."
-        )
+        said.append(f"Measured on {where}. In brackets: 95 % intervals, from resampling the images.")
     if front and points:
         title, compared = next(iter(points.items()))
         best = {(point.group, point.name) for point in report.pareto_front(compared)}
-        on = {row.recipe.name: (row.recipe.model, row.recipe.row) in best for row in done}
-        rows = [dataclasses.replace(row, front=on.get(row.recipe.name)) for row in rows]
+        rows = [replace(row, front=(row.recipe.model, row.recipe.row) in best if row.results else None) for row in rows]
         said.append(f"On the front: nothing here has a lower {title} at the same {cost} or less.")
     text = "\n\n".join(filter(None, [*said, *known.complaints(one.shown)]))
-    plots = {
-        f"{title} with 95 % intervals": report.plot_quality(found, cost, title, front=True)
-        for title, found in points.items()
-    }
-    return Section(one.title, text, rows, columns_of(rows), plots)
+    plots = {title: report.plot_quality(found, cost, title, front=True) for title, found in points.items()}
+    pictures = {f"{title} with 95 % intervals": plot for title, plot in plots.items()}
+    return Section(one.title, text, rows, columns_of(rows), pictures)
 
 
 def show(tables: Sequence[Table], known: Measurements, title: str, front: bool) -> None:
     """Write `table.md`, `table.csv`, `report.html`, and each table's first plot as `<table>.png`."""
     sections = [section_of(one, known, front) for one in tables]
     parts = [f"## {one.heading}\n\n{one.text}\n\n{report.table(one.rows, one.columns)}\n" for one in sections]
-    _write(known.out / "table.md", "\n".join([f"# {title}\n", *parts]))
-    _write(known.out / "table.csv", report.table_csv([row.record() for one in sections for row in one.rows]))
+    report.write_text(known.out / "table.md", "\n".join([f"# {title}\n", *parts]))
+    report.write_text(known.out / "table.csv", report.table_csv([row.record() for one in sections for row in one.rows]))
     for one, section in zip(tables, sections, strict=True):
         for figure in list(section.pictures.values())[:1]:
             assert not isinstance(figure, Image.Image)
             with atomic_write(known.out / f"{one.name}.png") as beside:
                 figure.savefig(beside, dpi=160)
     report.write_report(known.out / "report.html", title, sections)
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_write(path) as beside:
-        beside.write_text(text, encoding="utf-8")

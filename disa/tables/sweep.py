@@ -38,14 +38,9 @@ def starting_point(tables: Mapping[str, Table], model: str) -> Recipe:
 def sweep_table(start: Recipe, grid: Mapping[str, Sequence[object]]) -> Table:
     """Combine the values in `grid` in every way, the other settings being those of `start`.
 
-    Combinations that end with more steps than they begin with, or sample as an earlier one does, are left out; the
-    table's text says so.
-
-    Args:
-        grid: setting, as `Sampling.to_dict` names it -> its values.
-
-    Raises:
-        ValueError: a setting is unknown, a value impossible, or nothing is left.
+    Settings are named as by `Sampling.to_dict`. Combinations that end with more steps than they begin with, or sample
+    as an earlier one does, are left out; the table's text says so. Raises a ValueError if a setting is unknown, a value
+    impossible, or nothing is left.
     """
     settings = start.sampling.to_dict()
     for name in grid:
@@ -77,8 +72,7 @@ def _rows(start: Recipe, grid: Mapping[str, Sequence[object]]) -> tuple[list[Rec
             continue
         recipe = dataclasses.replace(plain, row=row, sampling=Sampling.from_dict(asked))
         sampling = canonical(recipe.sampling)
-        if sampling in recipes:
-            left_out.append(f"{row} (it samples as {recipes[sampling].row} does)")
-        else:
-            recipes[sampling] = dataclasses.replace(recipe, sampling=sampling)
+        first = recipes.setdefault(sampling, dataclasses.replace(recipe, sampling=sampling))
+        if first.row != row:
+            left_out.append(f"{row} (it samples as {first.row} does)")
     return list(recipes.values()), left_out

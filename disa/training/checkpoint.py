@@ -18,11 +18,7 @@ from .optimization import EMA, TrainingSettings, parameter_groups
 
 
 def find_checkpoint(resume: str | Path) -> Path:
-    """Return the checkpoint that `resume` names: a file, or a folder with checkpoint-last.pth.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
+    """Return the checkpoint that `resume` names, a file or in a folder checkpoint-last.pth; else FileNotFoundError."""
     path = Path(resume) / LAST if Path(resume).is_dir() else Path(resume)
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path} to resume from")
@@ -30,12 +26,7 @@ def find_checkpoint(resume: str | Path) -> Path:
 
 
 class TrainingState:
-    """A model in training, and everything that a resumed run needs.
-
-    Attributes:
-        network: the model, wrapped for several ranks.
-        path: of the checkpoint; `args` is kept in it, as in the released ones.
-    """
+    """A model in training, `network` when wrapped for several ranks, and what a resumed run needs, kept in `path`."""
 
     def __init__(
         self, model: nn.Module, settings: TrainingSettings, steps_per_epoch: int, path: Path, args: argparse.Namespace
@@ -58,11 +49,7 @@ class TrainingState:
         return between and (self.epoch % epochs == 0 or self.epoch == self.settings.epochs)
 
     def save(self) -> None:
-        """Write a checkpoint, whole or not at all; every rank calls this.
-
-        Keys are the released `model`, `model_ema`, `optimizer`, `epoch` (the last finished one), `scaler` and `args`;
-        and `step` and `steps_per_epoch`, so that a run can continue within an epoch.
-        """
+        """Write a checkpoint with the released keys, whole or not at all; every rank calls this."""
         # Without second names of a weight (Harmon's output layer is its embedding): the average would not reach them.
         own = {name for name, _ in (*self.model.named_parameters(), *self.model.named_buffers())}
         weights = sharding.whole({name: value for name, value in self.model.state_dict().items() if name in own})
@@ -70,10 +57,10 @@ class TrainingState:
             "model": weights,
             "model_ema": {**weights, **sharding.whole(self.ema.average)},
             "optimizer": sharding.whole(self.optimizer.state_dict()),
-            "epoch": self.epoch - 1,
+            "epoch": self.epoch - 1,  # the last finished one
             "scaler": self.scaler.state_dict(),
             "args": self.args,
-            "step": self.step,
+            "step": self.step,  # not in released ones: a run can continue within an epoch
             "steps_per_epoch": self.steps_per_epoch,
         }
         if distributed.is_main():
@@ -86,11 +73,7 @@ class TrainingState:
         self.saved_at = time.monotonic()
 
     def load(self, path: Path) -> None:
-        """Fill everything from a checkpoint, ours or a released one.
-
-        Raises:
-            ValueError: the file is not a training checkpoint of this model.
-        """
+        """Fill everything from a training's checkpoint, ours or a released one; raise ValueError if it does not fit."""
         content = read_checkpoint(path)
         if missing := [key for key in ("model", "model_ema", "optimizer", "epoch") if key not in content]:
             advice = "give a checkpoint-last.pth that training wrote"
@@ -105,7 +88,6 @@ class TrainingState:
             raise ValueError(f"{path} is of another model: {str(error).splitlines()[-1].strip()}") from error
         if content.get("scaler"):
             self.scaler.load_state_dict(content["scaler"])
-        if "step" in content:  # with other ranks or another batch size an epoch has another number of steps
-            self.step = content["step"] * self.steps_per_epoch // content["steps_per_epoch"]
-        else:
-            self.step = (content["epoch"] + 1) * self.steps_per_epoch
+        # With other ranks or another batch size an epoch has another number of steps; a released file counts epochs.
+        done = {"step": content["epoch"] + 1, "steps_per_epoch": 1, **content}
+        self.step = done["step"] * self.steps_per_epoch // done["steps_per_epoch"]

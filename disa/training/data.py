@@ -20,15 +20,10 @@ from ..models.vae import VAE, AutoencoderKL, sample_moments
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What the training loop reads.
+    """What the training loop reads."""
 
-    Attributes:
-        dataset: items (input tensor, label); the same item whenever asked for.
-        to_latents: a batch of inputs on the model's device -> latents, with random augmentation.
-    """
-
-    dataset: TensorDataset | DatasetFolder
-    to_latents: Callable[[Tensor], Tensor]
+    dataset: TensorDataset | DatasetFolder  # items (input tensor, label); the same item whenever asked for
+    to_latents: Callable[[Tensor], Tensor]  # inputs on the model's device -> latents, with random augmentation
 
     def prepare(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Turn a batch on the model's device into the arguments of the model's loss."""
@@ -48,11 +43,7 @@ def fashion_data(vae: VAE, root: str | Path | None = None) -> TrainingData:
 
 
 def class_folders(root: Path, flag: str) -> Path:
-    """Return the folder that holds one folder per class: `root`'s `train`, or `root` itself.
-
-    Raises:
-        FileNotFoundError: there is none; `flag` is named.
-    """
+    """Return `root`'s `train`, or `root` itself; raise FileNotFoundError, naming `flag`, if it has no class folders."""
     found = root / "train" if (root / "train").is_dir() else root
     if not found.is_dir() or not any(path.is_dir() for path in found.iterdir()):
         raise FileNotFoundError(f"{found} has no class folders; give the right {flag}")
@@ -60,11 +51,7 @@ def class_folders(root: Path, flag: str) -> Path:
 
 
 def image_folder_data(vae: AutoencoderKL, root: str | Path, image_size: int) -> TrainingData:
-    """Read ImageNet or any folder of class folders, cropped to `image_size`, mirrored at random.
-
-    Raises:
-        FileNotFoundError: there are no class folders.
-    """
+    """Read ImageNet or any folder of `class_folders`, cropped to `image_size`, mirrored at random."""
 
     def to_latents(pixels: Tensor) -> Tensor:
         images, mirrored = to_signed(pixels), torch.rand(len(pixels), 1, 1, 1, device=pixels.device) < 0.5
@@ -75,11 +62,7 @@ def image_folder_data(vae: AutoencoderKL, root: str | Path, image_size: int) -> 
 
 
 def cached_data(root: str | Path) -> TrainingData:
-    """Read the latents that `main_cache.py` wrote, mirrored at random.
-
-    Raises:
-        FileNotFoundError: there are no class folders.
-    """
+    """Read the latents that `main_cache.py` wrote into `class_folders`, mirrored at random."""
 
     def to_latents(moments: Tensor) -> Tensor:  # [B, 2, 2C, h, w]
         chosen = moments[torch.arange(len(moments)), torch.randint(2, (len(moments),))]

@@ -41,9 +41,8 @@ TextData: TypeAlias = "tuple[TensorDataset | ImageTexts, Callable[..., tuple[Bat
 
 def text_to_image_batch(text: TextTokenizer, latents: Tensor, captions: Sequence[str], drop: float) -> Batch:
     """Build the arguments of `text_to_image_loss`; the unconditional prompt replaces a share `drop` of the captions."""
-    dropped = (torch.rand(len(captions)) < drop).tolist()
-    prompts = [TEXT_TO_IMAGE.format(caption) for caption in captions]
-    prompts = [UNCONDITIONAL_PROMPT if out else prompt for prompt, out in zip(prompts, dropped, strict=True)]
+    pairs = zip(captions, (torch.rand(len(captions)) < drop).tolist(), strict=True)
+    prompts = [UNCONDITIONAL_PROMPT if dropped else TEXT_TO_IMAGE.format(caption) for caption, dropped in pairs]
     ids, mask = text.pad([text.chat(prompt) for prompt in prompts])
     return {"latents": latents, "input_ids": ids.to(latents.device), "attention_mask": mask.to(latents.device)}
 
@@ -69,9 +68,8 @@ def fashion_text(
     def prepare(images: Tensor, labels: Tensor) -> tuple[Batch, Batch]:
         latents, asked = vae.encode(to_signed(images)[:, None]), -(-len(images) // 4)
         pairs = sample_questions(images[:asked], labels[:asked])
-        captions = sample_captions(images, labels)
         image_to_text = image_to_text_batch(text, latents[:asked], pairs, buffer_size)
-        return text_to_image_batch(text, latents, captions, drop), image_to_text
+        return text_to_image_batch(text, latents, sample_captions(images, labels), drop), image_to_text
 
     return TensorDataset(images, labels), prepare
 
@@ -94,24 +92,18 @@ def folder_text(
         batch = text_to_image_batch(text, sample_latents(vae, to_signed(pixels)), captions, drop)
         if asked is None:
             return batch, None
-        questions, answers = pairs
         latents = sample_latents(vae, to_signed(asked))
-        return batch, image_to_text_batch(text, latents, list(zip(questions, answers, strict=True)), buffer_size)
+        return batch, image_to_text_batch(text, latents, list(zip(*pairs, strict=True)), buffer_size)
 
     return ImageTexts(text_to_image, image_to_text, image_size), prepare
 
 
 class ImageList:
-    """A list of images in the released layout.
+    """A list of images in the released layout; raises ValueError for another one, FileNotFoundError for no list.
 
-    Args:
-        data_path: JSON list of objects whose "image" lies in `local_folder`. A caption is a "caption", or stands under
-            `cap_source` in the JSON file in `cap_folder` that an "annotation" names; a question and its answer are the
-            first two "value"s of "conversations".
-
-    Raises:
-        ValueError: the list or an entry is not of this layout.
-        FileNotFoundError: the list is not there.
+    `data_path` is a JSON list of objects whose "image" lies in `local_folder`. A caption is a "caption", or stands
+    under `cap_source` in the JSON file in `cap_folder` that an "annotation" names; a question and its answer are the
+    first two "value"s of "conversations".
     """
 
     def __init__(
@@ -158,12 +150,7 @@ def _explain(sentence: str) -> Iterator[None]:
 
 
 class ImageTexts(Dataset[tuple[Tensor | str, ...]]):
-    """Images with captions beside images with questions, of two lists in the released layout; the shorter starts over.
-
-    Args:
-        text_to_image, image_to_text: arguments of `ImageList`; there may be no questions.
-        image_size: pixels per side.
-    """
+    """Images with captions, and with questions if there are any, of two `ImageList`s; the shorter starts over."""
 
     def __init__(
         self, text_to_image: Mapping[str, str], image_to_text: Mapping[str, str] | None, image_size: int
@@ -208,9 +195,7 @@ def load_training_config(
 ) -> TrainingConfig:
     """Read a training config; `options` and `seed` replace what it says.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it says something that training does not know, or not what it needs.
+    Raises FileNotFoundError if there is no such file, ValueError for what training does not know, or lacks.
     """
     content = {key: value for key, value in read_config(path, ("model", "data"), options).items() if key[0] != "_"}
     training = {"dtype": "float32", **content.pop("training", {}), **({} if seed is None else {"seed": seed})}
@@ -227,12 +212,7 @@ def load_training_config(
 
 
 def starting_model(config: TrainingConfig) -> Harmon:
-    """Build the model with the weights that training begins with.
-
-    Raises:
-        ValueError: the VAE's weights are missing, or a file does not fit.
-        FileNotFoundError: a file is not there.
-    """
+    """Build the model with the weights to begin with; raise ValueError if a file does not fit or the VAE has none."""
     if config.checkpoint:
         model = load_model(config.model, config.checkpoint, vae=config.vae_path, mar=config.mar, llm=config.llm)
     else:
@@ -280,8 +260,9 @@ def run_training(config: TrainingConfig, output: Path, *, resume: str | None = N
     model.llm.requires_grad_(not config.freeze_llm)
     dataset, prepare = _open_data(config, vae, model.mar.buffer_size)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    ranks = f"{distributed.world_size()} ranks on {place.type}"
-    distributed.print_main(f"{trained:,} parameters to train, {len(dataset):,} items, {ranks}")
+    distributed.print_main(
+        f"{trained:,} parameters to train, {len(dataset):,} items, {distributed.world_size()} ranks on {place.type}"
+    )
     train(
         model,
         dataset,

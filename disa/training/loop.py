@@ -47,19 +47,15 @@ def train(
 
     Args:
         dataset: tuples by index, the same whenever asked for; it has a length.
-        prepare: the parts of a batch of items, tensors on `device` -> the arguments of the model's `forward`; random
-            augmentation belongs here.
-        output: folder of `checkpoint-last.pth`, from which a run in the same folder continues.
-        log: folder of the TensorBoard log.
+        prepare: parts of a batch, tensors on `device` -> arguments of the model's `forward`; augmentation belongs here.
+        output, log: folders of `checkpoint-last.pth`, from which a later run continues, and of the TensorBoard log.
         resume: another checkpoint to continue from when `output` has none yet.
         evaluate: (model with averaged weights, epoch) -> scores for the log.
         args: kept in the checkpoint, as in the released ones.
         shard: split weights, average and optimiser over the ranks (FSDP) instead of copying them to each (DDP).
         save_seconds: longest time between checkpoints.
 
-    Raises:
-        FloatingPointError: the loss became NaN or infinite.
-        KeyboardInterrupt: the process was asked to stop; the state is saved.
+    Raises FloatingPointError if the loss is not finite; KeyboardInterrupt on a request to stop, with the state saved.
     """
     count = len(dataset)  # type: ignore[arg-type]  # torch's class does not promise a length
     images_per_step = settings.batch_size * distributed.world_size()
@@ -132,8 +128,7 @@ def _step(state: TrainingState, prepare: Prepare, batch: list[object]) -> Scalar
     state.optimizer.zero_grad(set_to_none=True)
     state.scaler.scale(loss).backward()
     state.scaler.unscale_(state.optimizer)
-    clip = settings.grad_clip or float("inf")
-    norm = sharding.complete(nn.utils.clip_grad_norm_(state.model.parameters(), clip))
+    norm = sharding.complete(nn.utils.clip_grad_norm_(state.model.parameters(), settings.grad_clip or math.inf))
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.ema.update()

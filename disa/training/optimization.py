@@ -57,13 +57,11 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, li
 
     The order, and with it the optimiser's state in a checkpoint, is that of the released MAR code.
     """
-    plain: list[nn.Parameter] = []
-    decayed: list[nn.Parameter] = []
+    groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_plain = parameter.ndim == 1 or name.endswith(".bias") or "diffloss" in name
-            (plain if is_plain else decayed).append(parameter)
-    return [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
+            groups[parameter.ndim != 1 and not name.endswith(".bias") and "diffloss" not in name].append(parameter)
+    return [{"params": groups[False], "weight_decay": 0.0}, {"params": groups[True], "weight_decay": weight_decay}]
 
 
 class EMA:

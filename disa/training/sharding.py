@@ -18,19 +18,14 @@ T = TypeVar("T")
 
 
 def shard(model: nn.Module, device: torch.device) -> None:
-    """Split the parameters of `model` over the ranks, in place; a block of a list of blocks is gathered when it runs.
-
-    Raises:
-        ValueError: there is one rank.
-    """
+    """Split `model` over several ranks (else ValueError), in place; each block of a list is gathered when it runs."""
     if distributed.world_size() == 1:
         raise ValueError(
             "sharding needs more than one process; start with torchrun or accelerate launch, or without --use_fsdp"
         )
     mesh = init_device_mesh(device.type, (distributed.world_size(),))
-    for blocks in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
-        for block in blocks:
-            fully_shard(block, mesh=mesh)
+    for block in [block for blocks in model.modules() if isinstance(blocks, nn.ModuleList) for block in blocks]:
+        fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
 
 
@@ -40,12 +35,9 @@ def complete(tensor: Tensor) -> Tensor:
 
 
 def whole(tree: T) -> T:
-    """Gather `tree` of dicts, lists and tensors in rank 0's main memory; every rank calls this.
-
-    Other ranks get empty tensors: a model that needs splitting does not fit them.
-    """
+    """Gather `tree` of dicts, lists and tensors in rank 0's main memory, empty elsewhere; every rank calls this."""
     if isinstance(tree, DTensor):
-        full = tree.full_tensor()
+        full = tree.full_tensor()  # other ranks keep nothing of it: a model that needs splitting does not fit them
         return full.cpu() if distributed.is_main() else full.new_empty(0)  # type: ignore[return-value]
     if isinstance(tree, dict):
         return type(tree)((key, whole(value)) for key, value in tree.items())

@@ -65,14 +65,10 @@ CATALOGUE = {entry.name: entry for entry in _FILES}
 
 
 def fetch(name: str, folder: str | Path = "pretrained_models", attempts: int = 5) -> Path:
-    """Download a published file below `folder`, continuing an earlier try.
+    """Download a published file below `folder`, continuing an earlier try; raise OSError after `attempts` failures.
 
     Its size and SHA-256 are kept beside it, in `<file>.sha256.json`: the first download records them, later ones must
-    match. A file that is there is checked, not downloaded again.
-
-    Raises:
-        ValueError: the name is unknown, or the file is not the one that was recorded.
-        OSError: the download failed `attempts` times.
+    match. A file that is there is checked, not downloaded again. Another file, or an unknown name, raises ValueError.
     """
     if name not in CATALOGUE:
         raise ValueError(f"there is no published file {name!r}; allowed are {', '.join(CATALOGUE)}")

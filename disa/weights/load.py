@@ -33,11 +33,7 @@ _REBUILT = re.compile(r"(^mask|\.rope\.freqs(_cos|_sin)?)$")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:  # Any: whatever was saved
-    """Read what a file holds, with nothing in it executed.
-
-    Raises:
-        ValueError: it cannot be read, or does not hold a dictionary.
-    """
+    """Read what a file holds, with nothing in it executed; raise ValueError if it is damaged, or no dictionary."""
     if path.suffix == ".safetensors":
         try:
             return dict(load_file(path))
@@ -74,16 +70,11 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 
 def open_checkpoint(path: PathLike, weights: str = "ema") -> dict[str, Tensor]:
-    """Return the weights in a file, by parameter name.
+    """Return the weights in a file, by parameter name; raise FileNotFoundError, or ValueError if it holds none.
 
-    Args:
-        path: safetensors, a plain state dict, a released checkpoint (keys `model`, `model_ema`, …), or a folder with
-            `checkpoint-last.pth` or, as Hugging Face's repositories have them, safetensors.
-        weights: "ema" (`model_ema` where there is one; a training checkpoint without it gives a warning) or "model".
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, or holds no weights.
+    `path` is safetensors, a plain state dict, a released checkpoint (keys `model`, `model_ema`, …), or a folder with
+    `checkpoint-last.pth` or, as Hugging Face's repositories have them, safetensors. `weights` is "ema" (`model_ema`
+    where there is one; a training checkpoint without it gives a warning) or "model".
     """
     if weights not in ("ema", "model"):
         raise ValueError(f"weights is {weights!r}; allowed are ema and model")
@@ -108,10 +99,8 @@ def open_checkpoint(path: PathLike, weights: str = "ema") -> dict[str, Tensor]:
 def export(path: PathLike, out: PathLike, weights: str = "ema", dtype: torch.dtype = torch.float32) -> None:
     """Write the weights that `open_checkpoint` returns as safetensors: small, and safe to pass on."""
     # Cloned, because safetensors refuses two names of one memory.
-    state = {
-        name: value.to(dtype).clone(memory_format=torch.contiguous_format)
-        for name, value in open_checkpoint(path, weights).items()
-    }
+    held = open_checkpoint(path, weights)
+    state = {name: value.to(dtype).clone(memory_format=torch.contiguous_format) for name, value in held.items()}
     with atomic_write(out) as beside:
         try:
             save_file(state, beside)
@@ -139,11 +128,7 @@ def differences(state: Mapping[str, Tensor], shapes: Shapes, optional: Collectio
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], source: PathLike) -> None:
-    """Load `state` into `model`, strictly.
-
-    Raises:
-        ValueError: names or shapes differ, or a value is not finite; `source` and the differences are named.
-    """
+    """Load `state`, read from `source`, into `model`, strictly; raise ValueError if there are `differences`."""
     state = {name: value for name, value in state.items() if not _REBUILT.search(name)}
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
     tied = shapes.keys() - dict(model.named_parameters()).keys() - dict(model.named_buffers()).keys()
@@ -167,16 +152,13 @@ class _SkipInit(TorchFunctionMode):
 def load_model(
     name: str, path: PathLike | None = None, weights: str = "ema", *, vae: PathLike | None = None, **overrides: object
 ) -> AnnealedModel:
-    """Build the model called `name` with the weights in `path`, in eval mode.
+    """Build a model, as `build_model` does, with the weights in `path`, in eval mode.
 
     Args:
-        name, overrides: as for `build_model`.
         path, weights: as for `open_checkpoint`; by default the weights that come with the package.
         vae: KL-16's file, for a checkpoint of Harmon that lacks its VAE, as ours of its training do.
 
-    Raises:
-        FileNotFoundError: there is no such file, or no weights come with the package for this name.
-        ValueError: the file does not fit the model, or lacks the VAE.
+    Raises FileNotFoundError if there is no file, also in the package; ValueError if it does not fit, or lacks the VAE.
     """
     if path is None:
         path = BUNDLED / f"{name}.safetensors"
@@ -202,12 +184,7 @@ def load_model(
 
 
 def load_vae(path: PathLike, latent_channels: int = 16) -> AutoencoderKL:
-    """Build KL-16 with the weights in `path`, in eval mode.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not KL-16.
-    """
+    """Build KL-16 with the weights in `path`, in eval mode; raise FileNotFoundError, or ValueError if not KL-16's."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no VAE {path}; `disa checkpoints fetch kl16` fetches it, or give --vae_path")
     model = AutoencoderKL(latent_channels)

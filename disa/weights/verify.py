@@ -27,22 +27,14 @@ def manifests() -> list[str]:
 
 @functools.cache
 def manifest(name: str) -> Manifest:
-    """Read the manifest of a published model.
-
-    Raises:
-        ValueError: there is none of that name.
-    """
+    """Read the manifest of a published model; raise ValueError if there is none of that name."""
     if name not in manifests():
         raise ValueError(f"there is no manifest {name!r}; allowed are {', '.join(manifests())}")
     return cast(Manifest, json.loads((MANIFESTS / f"{name}.json").read_text()))
 
 
 def verify(path: str | Path, name: str | None = None, weights: str = "ema") -> tuple[str, list[str]]:
-    """Compare a file with a published model's names and shapes, and look for values that are not finite.
-
-    Returns:
-        The manifest's name (the closest one, if not given) and every difference, none if it matches.
-    """
+    """Compare a file with a published model, by default the closest: its name, and every one of the `differences`."""
     state = {key: value for key, value in open_checkpoint(path, weights).items() if not key.startswith("loss.")}
 
     def agreement(candidate: str) -> int:

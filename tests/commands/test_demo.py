@@ -66,6 +66,7 @@ def small(tmp_path):
     return recipes
 
 
+@pytest.mark.slow
 def test_demo_prints_a_table_a_model_and_writes_one_page(tmp_path, small, capsys):
     out = tmp_path / "out"
     demo.demonstrate(small, out, torch.device("cpu"), features="fashion-classifier")

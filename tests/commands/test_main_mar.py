@@ -14,8 +14,8 @@ import torch.distributed as dist
 from PIL import Image
 from safetensors.torch import save_file
 
+from benchmarks.features import extract_features, measure
 from disa import StepSchedule, build_model, load_model
-from disa.evaluation.metrics import extract_features, measure
 from disa.evaluation.results import Results
 from disa.generation.generators import LabelGenerator
 from disa.generation.images import image_path, is_whole
@@ -119,7 +119,7 @@ def test_one_process_evaluates(whole):
     labels = LabelGenerator(load_model("mar_fashion"), None, None, torch.device("cpu")).labels(range(IMAGES))
     assert labels.bincount().tolist() == [7, 7, *[6] * 8]
     paths = [image_path(folder / "images", image_id) for image_id in range(IMAGES)]
-    found = extract_features(paths, "fashion-classifier", progress=False)
+    found = extract_features(paths, "fashion-classifier")
     accuracy = measure(found, ("accuracy",), labels=labels).label_accuracy
     scores = {
         "extractor": "fashion-classifier",

@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.features import extract_features
 from disa.data.transforms import center_crop
-from disa.evaluation.metrics import Statistics, extract_features
+from disa.evaluation.metrics import Statistics
 from tests.helpers.scripts import command
 
 
@@ -41,7 +42,7 @@ def test_stats_of_a_folder(photos, tmp_path, leave, capsys):
     )
     assert capsys.readouterr().out == f"{out}: 12 images, 128 features of fashion-classifier (resized: none, 32)\n"
     found = Statistics.load(out)
-    features = extract_features(sorted(photos.iterdir()), "fashion-classifier", progress=False).features
+    features = extract_features(sorted(photos.iterdir()), "fashion-classifier").features
     assert (found.extractor, found.resize, found.count) == (
         "fashion-classifier",
         "none, 32",
@@ -74,7 +75,7 @@ def test_stats_of_central_squares(tmp_path):
     assert (found.resize, found.count) == ("central square of 32, none, 32", 3)
     cut = [np.array(center_crop(Image.open(pictures / f"{i}.png"), 32)) for i in range(3)]
     images = torch.from_numpy(np.stack(cut)).permute(0, 3, 1, 2)
-    expected = extract_features(images, "fashion-classifier", progress=False).features
+    expected = extract_features(images, "fashion-classifier").features
     torch.testing.assert_close(found.features, expected, rtol=1e-4, atol=1e-4)
 
 

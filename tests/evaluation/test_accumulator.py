@@ -97,6 +97,8 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".lock", ".npz"]
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_what_a_killed_rank_was_writing_goes_with_the_next_saving(tmp_path):
     features, accumulator = torch.randn(9, 3), Accumulator(tmp_path, ASKED, 9)
     accumulator.save(partial([0], features))
@@ -165,6 +167,8 @@ def counted(folder):
     return 0
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_killed_ranks_and_other_numbers_of_ranks_change_nothing(undisturbed, tmp_path):
     for ranks, enough in ((1, 4), (3, 20)):
         process = worker(MODEL, tmp_path, IMAGES, ranks)
@@ -181,6 +185,8 @@ def test_killed_ranks_and_other_numbers_of_ranks_change_nothing(undisturbed, tmp
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["results.json", "samples.png"]
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_two_machines_do_the_work_of_one_that_is_lost(undisturbed, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

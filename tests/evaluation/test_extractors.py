@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch_fidelity import feature_extractor_inceptionv3 as fidelity_inception
 
+from benchmarks.features import extract_features, measure, statistics_of
+from disa.evaluation.classifier import FashionClassifier
 from disa.evaluation.extractors import (
     CLASSIFIER_WEIGHTS,
     DINOV2,
@@ -21,7 +23,6 @@ from disa.evaluation.extractors import (
     load_classifier,
     missing,
 )
-from disa.evaluation.metrics import Statistics, extract_features, measure
 from tests.conftest import load_reference
 
 SHAPES = {"efficientnet-lite0": (1280, 1000), "fashion-classifier": (128, 10)}
@@ -35,7 +36,7 @@ def fashion():
 
 
 def test_classifier_knows_the_clothes(fashion):
-    found = extract_features(fashion["images"], "fashion-classifier", progress=False)
+    found = extract_features(fashion["images"], "fashion-classifier")
     assert fashion["labels"].bincount().tolist() == [6] * 10
     assert (found.logits.argmax(1) == fashion["labels"]).sum() >= 50
 
@@ -57,7 +58,7 @@ def test_shapes_and_types(name, fashion):
 
 @both
 def test_batch_size_does_not_matter(name, fashion):
-    whole, parts = (extract_features(fashion["images"][:7], name, batch_size=size, progress=False) for size in (7, 3))
+    whole, parts = (extract_features(fashion["images"][:7], name, batch_size=size) for size in (7, 3))
     torch.testing.assert_close(parts.features, whole.features, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(parts.logits, whole.logits, rtol=1e-4, atol=1e-4)
 
@@ -65,9 +66,7 @@ def test_batch_size_does_not_matter(name, fashion):
 @both
 def test_grey_images_may_have_three_channels(name, fashion):
     grey = fashion["images"][:4]
-    flat, one, three = (
-        extract_features(x, name, progress=False) for x in (grey, grey[:, None], grey[:, None].repeat(1, 3, 1, 1))
-    )
+    flat, one, three = (extract_features(x, name) for x in (grey, grey[:, None], grey[:, None].repeat(1, 3, 1, 1)))
     assert flat.extractor == name
     for other in (one, three):
         assert torch.equal(other.features, flat.features)
@@ -90,7 +89,7 @@ def test_efficientnet_is_its_packages_network_on_scaled_pixels():
 
 def test_other_sizes_than_the_classifiers_are_refused():
     with pytest.raises(ValueError, match="28×28; the features fashion-classifier need 32×32"):
-        extract_features(torch.zeros(2, 28, 28, dtype=torch.uint8), "fashion-classifier", progress=False)
+        extract_features(torch.zeros(2, 28, 28, dtype=torch.uint8), "fashion-classifier")
 
 
 def test_unknown_names_are_refused():
@@ -166,11 +165,11 @@ def test_dinov2_has_features_alone(monkeypatch):
     monkeypatch.setattr(torch.hub, "load", lambda *_: stand_in)
     images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert missing(DINOV2) is None
-    found = extract_features(images, DINOV2, progress=False)
+    found = extract_features(images, DINOV2)
     assert found.features.shape == (4, EXTRACTORS[DINOV2].width)
     assert found.logits.shape == (4, 0)
     assert found.features.std() > 0
-    reference = Statistics.of(replace(found, features=found.features + 1))
+    reference = statistics_of(replace(found, features=found.features + 1))
     assert measure(found, ("fid", "kid", "prc"), reference=reference).fid == pytest.approx(
         EXTRACTORS[DINOV2].width, rel=1e-3
     )
@@ -200,3 +199,21 @@ def test_without_the_extra_results_are_read_and_the_command_that_installs_it_is_
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1].endswith("torch_fidelity is not installed; pip install 'disa[eval]'")
     assert "disa.evaluation.run" in ended.stderr or "evaluation/run.py" in ended.stderr
+
+
+def test_the_classifier_in_training_drops_a_fifth_of_its_last_maps():
+    net = load_classifier()
+    images = torch.randn(20, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    maps = net.body(images).flatten(1)
+    assert maps.shape == (20, 96 * 4 * 4)
+    torch.testing.assert_close(net(images)[0], torch.nn.functional.silu(net.to_features(maps)))
+    net.to_features, net.to_logits, net.training = torch.nn.Identity(), torch.nn.Identity(), True
+    features, _ = net(images)
+    dropped = (features == 0) & (maps != 0)
+    assert dropped.float().mean() == pytest.approx(0.2, abs=0.02)
+    torch.testing.assert_close(features[~dropped], torch.nn.functional.silu(1.25 * maps)[~dropped])
+
+
+def test_a_new_classifier_has_as_many_logits_as_classes():
+    assert FashionClassifier().to_logits.out_features == 10
+    assert FashionClassifier(3)(torch.zeros(2, 1, 32, 32))[1].shape == (2, 3)

@@ -22,17 +22,17 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.registry import register_feature_extractor
 
+from benchmarks.features import Features, extract_features, measure, statistics_of
 from disa import Guidance, ImageNoise, StepSchedule, load_model
 from disa.data.transforms import to_uint8
 from disa.evaluation.extractors import feature_extractor
 from disa.evaluation.metrics import (
-    Features,
     Statistics,
     add,
-    extract_features,
+    check_metrics,
     frechet_distance,
     frechet_interval,
-    measure,
+    image_statistics,
     metric_sums,
     scores,
 )
@@ -71,7 +71,7 @@ def folders(fashion, tmp_path_factory):
 @pytest.fixture(scope="module")
 def halves(fashion):
     """The classifier's features of the same two halves."""
-    return [extract_features(fashion["images"][start::2], CLASSIFIER, progress=False) for start in (0, 1)]
+    return [extract_features(fashion["images"][start::2], CLASSIFIER) for start in (0, 1)]
 
 
 def gaussian(mu, variances, extractor=None):
@@ -112,7 +112,7 @@ def test_other_shapes_are_refused_by_size():
 
 def test_statistics_are_mean_and_unbiased_covariance():
     rows = torch.tensor([[0.0, 1.0], [2.0, 1.0], [4.0, 4.0]])
-    found = Statistics.of(Features(rows, rows, "name"))
+    found = statistics_of(Features(rows, rows, "name"))
     np.testing.assert_allclose(found.mu, [2, 2])
     np.testing.assert_allclose(found.sigma, [[4, 3], [3, 3]])
     assert found.extractor == "name"
@@ -121,7 +121,7 @@ def test_statistics_are_mean_and_unbiased_covariance():
 
 @pytest.mark.parametrize("with_features", [False, True])
 def test_statistics_survive_a_file(tmp_path, halves, with_features):
-    path, saved = tmp_path / "deep" / "statistics.npz", Statistics.of(halves[0])
+    path, saved = tmp_path / "deep" / "statistics.npz", statistics_of(halves[0])
     (saved if with_features else replace(saved, features=None)).save(path)
     loaded = Statistics.load(path)
     assert list(path.parent.iterdir()) == [path]
@@ -134,7 +134,7 @@ def test_statistics_survive_a_file(tmp_path, halves, with_features):
 def test_files_of_many_images_are_half_as_large_and_give_the_same_distance(tmp_path):
     torch.manual_seed(0)
     many, few = torch.randn(900, 100) * 3, torch.randn(50, 100) * 3
-    of = {len(rows): Statistics.of(Features(rows, rows, "name")) for rows in (many, few)}
+    of = {len(rows): statistics_of(Features(rows, rows, "name")) for rows in (many, few)}
     for count, statistics in of.items():
         replace(statistics, features=None).save(tmp_path / f"{count}.npz")
         loaded = Statistics.load(tmp_path / f"{count}.npz")
@@ -161,7 +161,7 @@ def test_a_missing_file_is_named(tmp_path):
 @pytest.mark.parametrize("kept", [0.0, 0.001, 0.5, 0.99])
 def test_truncated_files_are_refused(tmp_path, halves, kept):
     path = tmp_path / "statistics.npz"
-    Statistics.of(halves[0]).save(path)
+    statistics_of(halves[0]).save(path)
     path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
     with pytest.raises(ValueError, match=r"statistics.npz is not a statistics file"):
         Statistics.load(path)
@@ -169,7 +169,7 @@ def test_truncated_files_are_refused(tmp_path, halves, kept):
 
 def test_damaged_files_are_refused(tmp_path, halves):
     path = tmp_path / "statistics.npz"
-    Statistics.of(halves[0]).save(path)
+    statistics_of(halves[0]).save(path)
     content = bytearray(path.read_bytes())
     content[len(content) // 4] ^= 0xFF
     path.write_bytes(content)
@@ -223,10 +223,8 @@ class LiteOfFidelity(FeatureExtractorBase):
 
 def test_scores_are_torch_fidelitys(folders):
     register_feature_extractor("lite-of-disa", LiteOfFidelity)
-    ours, real = (
-        extract_features(image_files(folder), "efficientnet-lite0", batch_size=16, progress=False) for folder in folders
-    )
-    found = measure(ours, ("fid", "isc", "prc"), reference=Statistics.of(real))
+    ours, real = (extract_features(image_files(folder), "efficientnet-lite0", batch_size=16) for folder in folders)
+    found = measure(ours, ("fid", "isc", "prc"), reference=statistics_of(real))
     expected = torch_fidelity.calculate_metrics(
         input1=str(folders[0]),
         input2=str(folders[1]),
@@ -251,11 +249,11 @@ def test_scores_are_torch_fidelitys(folders):
 
 
 def test_statistics_files_give_the_distance_of_their_images(tmp_path, folders):
-    ours, real = (extract_features(image_files(folder), CLASSIFIER, progress=False) for folder in folders)
-    Statistics.of(real).save(tmp_path / "real.npz")
+    ours, real = (extract_features(image_files(folder), CLASSIFIER) for folder in folders)
+    statistics_of(real).save(tmp_path / "real.npz")
     images, file = (
         measure(ours, ("fid", "prc"), reference=s)
-        for s in (Statistics.of(real), Statistics.load(tmp_path / "real.npz"))
+        for s in (statistics_of(real), Statistics.load(tmp_path / "real.npz"))
     )
     assert file.fid == pytest.approx(images.fid, abs=1e-9)
     assert images.fid > 1
@@ -272,7 +270,7 @@ def parts(count, rng):
 def test_scores_follow_from_sums_over_parts_in_any_order(count):
     torch.manual_seed(count)
     features, logits, labels = torch.randn(count, 5) + 3, 4 * torch.randn(count, 6), torch.randint(6, (count,))
-    reference = Statistics.of(Features(torch.randn(40, 5), torch.zeros(40, 6), "name"))
+    reference = statistics_of(Features(torch.randn(40, 5), torch.zeros(40, 6), "name"))
     metrics, total = ("fid", "isc", "accuracy"), {}
     for ids in parts(count, np.random.default_rng(count)):
         add(total, metric_sums(features[ids], logits[ids], metrics, ids, count, labels[ids]))
@@ -291,12 +289,12 @@ def test_fewer_images_than_features_give_one_distance_in_any_order():
     """The covariance is singular, and roots of rounding errors would be large."""
     torch.manual_seed(0)
     features = torch.randn(20, 64).relu() * 10
-    reference = Statistics.of(Features(torch.randn(200, 64).relu() * 10, torch.zeros(200, 2), "name"))
+    reference = statistics_of(Features(torch.randn(200, 64).relu() * 10, torch.zeros(200, 2), "name"))
     found = []
     for seed in range(5):
         total = {}
         for ids in parts(20, np.random.default_rng(seed)):
-            add(total, metric_sums(features[ids], features[ids], ("fid",), ids, 20))
+            add(total, metric_sums(features[ids], features[ids], ("fid",), ids, 20, None))
         found.append(scores(total, ("fid",), "name", 20, reference=reference).fid)
     assert max(found) - min(found) < 1e-8
     assert found[0] > 1
@@ -307,7 +305,7 @@ def test_fewer_images_than_features_give_one_distance_in_any_order():
 
 
 def test_certain_logits_add_no_nan():
-    found = metric_sums(torch.zeros(4, 2), torch.eye(4) * 1e4, ("isc",), range(4), 4)
+    found = metric_sums(torch.zeros(4, 2), torch.eye(4) * 1e4, ("isc",), range(4), 4, None)
     assert all(torch.isfinite(value).all() for value in found.values())
 
 
@@ -319,9 +317,9 @@ def test_intervals_are_as_wide_as_other_images_are_apart(count):
     def draw(number):
         return torch.randn(number, 100, generator=generator) * torch.linspace(0.1, 3, 100) + 0.2
 
-    reference = Statistics.of(Features(draw(5000) - 0.2, torch.zeros(5000, 1), "name"))
+    reference = statistics_of(Features(draw(5000) - 0.2, torch.zeros(5000, 1), "name"))
     samples = [draw(count) for _ in range(40)]
-    distances = [frechet_distance(Statistics.of(Features(rows, rows, "name")), reference) for rows in samples]
+    distances = [frechet_distance(statistics_of(Features(rows, rows, "name")), reference) for rows in samples]
     widths = []
     for rows, distance in zip(samples[:5], distances, strict=False):
         low, high = frechet_interval(rows, reference, distance)
@@ -337,11 +335,12 @@ def test_intervals_of_too_few_images_are_refused():
 
 
 def test_kid_is_torch_fidelitys(halves):
-    found = measure(halves[0], ("kid",), reference=Statistics.of(halves[1]))
+    found = measure(halves[0], ("kid",), reference=statistics_of(halves[1]))
     expected = kid_features_to_metric(halves[0].features, halves[1].features, kid_subset_size=30, verbose=False)
     assert found.kid_mean == expected["kernel_inception_distance_mean"] != 0
 
 
+@pytest.mark.slow
 def test_inceptions_scores_are_those_of_the_fidelity_command(tmp_path, monkeypatch, fashion):
     """On images of a bundled model, with random weights where Inception's own would lie, for they are not here."""
     model = load_model("mar_fashion")
@@ -363,10 +362,8 @@ def test_inceptions_scores_are_those_of_the_fidelity_command(tmp_path, monkeypat
             torch.nn.init.kaiming_normal_(module.weight)
     torch.save(net.state_dict(), weights)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    features = [
-        extract_features(image_files(folder), "inception", batch_size=8, progress=False) for folder in (ours, real)
-    ]
-    found = measure(features[0], ("fid", "isc", "prc"), reference=Statistics.of(features[1]))
+    features = [extract_features(image_files(folder), "inception", batch_size=8) for folder in (ours, real)]
+    found = measure(features[0], ("fid", "isc", "prc"), reference=statistics_of(features[1]))
     command = [
         Path(sys.executable).parent / "fidelity",
         "--cpu",
@@ -396,20 +393,20 @@ def test_inceptions_scores_are_those_of_the_fidelity_command(tmp_path, monkeypat
 
 
 def test_images_are_at_no_distance_from_themselves(halves):
-    found = measure(halves[0], ("fid", "prc"), reference=Statistics.of(halves[0]))
+    found = measure(halves[0], ("fid", "prc"), reference=statistics_of(halves[0]))
     assert abs(found.fid) < 1e-2
     assert (found.precision, found.recall) == (1, 1)
 
 
 def test_noise_is_further_away_than_clothes(halves):
     noise = torch.randint(256, (30, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    far = measure(extract_features(noise, CLASSIFIER, progress=False), ("fid",), reference=Statistics.of(halves[1]))
-    near = measure(halves[0], ("fid",), reference=Statistics.of(halves[1]))
+    far = measure(extract_features(noise, CLASSIFIER), ("fid",), reference=statistics_of(halves[1]))
+    near = measure(halves[0], ("fid",), reference=statistics_of(halves[1]))
     assert far.fid > 2 * near.fid > 0
 
 
 def test_files_and_tensors_have_the_same_features(folders, halves):
-    found = extract_features(image_files(folders[0]), CLASSIFIER, batch_size=64, progress=False)
+    found = extract_features(image_files(folders[0]), CLASSIFIER, batch_size=64)
     assert found.features.dtype == torch.float32
     assert torch.equal(found.features, halves[0].features)
     assert torch.equal(found.logits, halves[0].logits)
@@ -453,18 +450,20 @@ def test_unreadable_images_are_named(tmp_path, fashion):
     broken = folder / "01.png"
     broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])
     with pytest.raises(ValueError, match=r"01.png cannot be read as an image"):
-        extract_features(image_files(folder), CLASSIFIER, progress=False)
+        extract_features(image_files(folder), CLASSIFIER)
     broken.write_text("no picture")
     with pytest.raises(ValueError, match=r"01.png cannot be read as an image"):
-        extract_features(image_files(folder), CLASSIFIER, progress=False)
+        extract_features(image_files(folder), CLASSIFIER)
 
 
 @pytest.mark.parametrize("images", [[], torch.zeros(0, 32, 32, dtype=torch.uint8)])
 def test_no_images_are_refused(images):
     with pytest.raises(ValueError, match="no images"):
-        extract_features(images, CLASSIFIER, progress=False)
+        extract_features(images, CLASSIFIER)
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_two_ranks_extract_what_one_does(tmp_path, fashion):
     save_images(tmp_path / "images", fashion["images"][:7])
     command = [
@@ -479,7 +478,7 @@ def test_two_ranks_extract_what_one_does(tmp_path, fashion):
     finally:
         other.kill()
     for count in (7, 1):  # neither divides by two; of one image, a rank has none
-        alone = extract_features(fashion["images"][:count], CLASSIFIER, batch_size=2, progress=False)
+        alone = extract_features(fashion["images"][:count], CLASSIFIER, batch_size=2)
         first, second = (torch.load(tmp_path / f"{count}-rank{rank}.pt", weights_only=True) for rank in range(2))
         assert first["rows"] == list(range(count // 2))
         assert second["rows"] == list(range(count // 2, count))
@@ -495,9 +494,9 @@ class Seen(list):
         super().__init__(paths)
         self.rows = []
 
-    def __getitem__(self, row):
-        self.rows.append(row)
-        return super().__getitem__(row)
+    def __getitem__(self, rows):
+        self.rows += range(*rows.indices(len(self)))
+        return super().__getitem__(rows)
 
 
 def extract_as_rank(rank, folder):
@@ -510,7 +509,7 @@ def extract_as_rank(rank, folder):
     try:
         for count in (7, 1):
             paths = Seen(image_files(Path(folder) / "images")[:count])
-            found = extract_features(paths, CLASSIFIER, batch_size=2, progress=False)
+            found = extract_features(paths, CLASSIFIER, batch_size=2)
             torch.save(
                 {"features": found.features, "logits": found.logits, "rows": paths.rows},
                 f"{folder}/{count}-rank{rank}.pt",
@@ -523,9 +522,75 @@ def test_images_of_different_sizes_are_named(tmp_path):
     for name, size in (("a", 32), ("b", 24)):
         Image.new("L", (size, size)).save(tmp_path / f"{name}.png")
     with pytest.raises(ValueError, match=r"b.png is 24×24, others are 32×32"):
-        extract_features([tmp_path / "a.png", tmp_path / "b.png"], "fashion-classifier", progress=False)
+        extract_features([tmp_path / "a.png", tmp_path / "b.png"], "fashion-classifier")
 
 
 def test_images_with_an_odd_number_of_channels_are_refused():
     with pytest.raises(ValueError, match=r"images are \[2, 4, 32, 32\]"):
-        extract_features(torch.zeros(2, 4, 32, 32, dtype=torch.uint8), "fashion-classifier", progress=False)
+        extract_features(torch.zeros(2, 4, 32, 32, dtype=torch.uint8), "fashion-classifier")
+
+
+@pytest.mark.parametrize(("metric", "least"), [("fid", 2), ("isc", 1), ("kid", 2), ("prc", 4), ("accuracy", 1)])
+def test_the_fewest_images_of_a_metric(metric, least):
+    check_metrics([metric], least)
+    with pytest.raises(ValueError, match=f"{metric} needs at least {least} images; there are {least - 1}"):
+        check_metrics([metric], least - 1)
+
+
+@pytest.mark.parametrize(("count", "dtype"), [(None, np.float64), (8, np.float64), (9, np.float32)])
+def test_single_precision_is_for_more_than_four_images_a_feature(tmp_path, count, dtype):
+    replace(gaussian([0.0, 1.0], [1.0, 2.0]), count=count).save(tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz") as file:
+        assert file["mu"].dtype == file["sigma"].dtype == dtype
+        assert set(file) == ({"mu", "sigma"} if count is None else {"mu", "sigma", "count"})
+
+
+def test_statistics_of_images_on_disk(tmp_path, fashion):
+    wide = torch.nn.functional.pad(fashion["images"][:5], (8, 8, 0, 0), value=255)
+    plain, padded = (
+        image_files(save_images(tmp_path / name, x)) for name, x in (("a", fashion["images"][:5]), ("b", wide))
+    )
+    expected = image_statistics(plain, CLASSIFIER, keep_features=True, batch_size=2, device="cpu")
+    assert (expected.count, expected.extractor, expected.resize) == (5, CLASSIFIER, "none, 32")
+    assert expected.features.shape == (5, 128)
+    assert np.allclose(expected.mu, expected.features.double().mean(0))
+    assert np.allclose(expected.sigma, expected.features.double().T.cov(), atol=1e-6)
+    cropped = image_statistics(padded, CLASSIFIER, keep_features=False, batch_size=3, device="cpu", crop=32)
+    assert (cropped.count, cropped.features, cropped.resize) == (5, None, "central square of 32, none, 32")
+    assert np.allclose(cropped.mu, expected.mu, atol=1e-5)
+    with pytest.raises(ValueError, match="statistics need at least 2 images; there are 1"):
+        image_statistics(plain[:1], CLASSIFIER, keep_features=True, batch_size=2, device="cpu")
+    assert image_statistics(plain[:2], CLASSIFIER, keep_features=False, batch_size=2, device="cpu").count == 2
+
+
+def test_only_what_was_asked_for_is_summed():
+    logits, labels = torch.tensor([[0.0, 1.0], [2.0, 1.0]]), torch.tensor([1, 1])
+    assert metric_sums(logits, logits, ("kid", "prc"), [0, 1], 2, labels) == {}
+    assert metric_sums(logits, logits, ("fid",), [0, 1], 2, None).keys() == {"count", "features", "products"}
+    right = metric_sums(logits, logits, ("accuracy",), [0, 1], 2, labels)
+    assert right == {"right": torch.tensor(1.0)}
+    assert right["right"].dtype == torch.float64
+
+
+def test_the_splits_of_the_inception_score_are_torch_fidelitys():
+    """Image i of 25 is at place p of the shuffled order, whose tenths end at floor(25 · k / 10)."""
+    logits = torch.eye(25)
+    order = np.random.RandomState(2020).permutation(25)
+    sums = metric_sums(logits, logits, ("isc",), list(range(25)), 25, None)
+    for split in range(10):
+        chosen = order[split * 25 // 10 : (split + 1) * 25 // 10]
+        assert sums["images"][split] == len(chosen)
+        p = logits[chosen].double().softmax(1)
+        assert torch.allclose(sums["probabilities"][split], p.sum(0))
+        assert torch.allclose(sums["negentropies"][split], (p * p.log()).sum())
+
+
+def test_an_interval_does_not_begin_below_zero():
+    features = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    low, high = frechet_interval(features, gaussian([0.0] * 3, [1.0] * 3), 0.001)
+    assert low == 0.0 < 0.001 < high
+    low, high = frechet_interval(features, gaussian([0.0] * 3, [1.0] * 3), 9.0)
+    assert high - 9 == pytest.approx(9 - low)
+    assert frechet_interval(features[:4], gaussian([0.0] * 3, [1.0] * 3), 9.0)[1] > 9
+    with pytest.raises(ValueError, match="an interval needs at least 4 images; there are 3"):
+        frechet_interval(features[:3], gaussian([0.0] * 3, [1.0] * 3), 9.0)

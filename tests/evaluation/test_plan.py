@@ -1,17 +1,20 @@
 """What is measured by which flags."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from benchmarks.features import Features, statistics_of
 from disa.evaluation.extractors import EXTRACTORS
-from disa.evaluation.metrics import Features, Statistics
-from disa.evaluation.plan import IMAGENET_STATISTICS, MetricSpec, plan_metrics
+from disa.evaluation.metrics import Statistics
+from disa.evaluation.plan import IMAGENET_STATISTICS, MetricSpec, plan_metrics, reference_statistics
 
 SMALL = {name: dataclasses.replace(one, width=2) for name, one in EXTRACTORS.items()}  # the statistics here are small
+WIDER = {name: dataclasses.replace(one, width=3, missing=lambda: None) for name, one in EXTRACTORS.items()}
 
 
 @pytest.fixture
@@ -29,7 +32,7 @@ def plan(*flags, bundled, inception="its weights are away"):
 
 def statistics(path, features=False, extractor=None):
     rows = torch.arange(8.0).reshape(4, 2)
-    found = Statistics.of(Features(rows, rows, extractor))
+    found = statistics_of(Features(rows, rows, extractor))
     (found if features else dataclasses.replace(found, features=None)).save(path)
     return str(path)
 
@@ -231,3 +234,74 @@ def test_references_are_told_apart_by_their_content(place):
     listed = MetricSpec("fashion-classifier", ("fid",), folder).reference_digest()
     Image.new("L", (32, 32)).save(place / "real" / "1.png")
     assert MetricSpec("fashion-classifier", ("fid",), folder).reference_digest() != listed
+
+
+@pytest.mark.parametrize(
+    ("metrics", "intervals", "expected"),
+    [
+        (("isc",), True, False),
+        (("fid",), False, False),
+        (("fid",), True, True),
+        (("fid", "kid"), False, True),
+        (("prc",), False, True),
+    ],
+)
+def test_features_are_kept_where_sums_do_not_do(metrics, intervals, expected):
+    assert MetricSpec("inception", metrics, None).keeps_features(intervals) is expected
+
+
+def test_a_spec_is_written_without_its_folder(place):
+    file = statistics(place / "real.npz")
+    spec = MetricSpec("inception", ("fid",), file)
+    digest = hashlib.sha256((place / "real.npz").read_bytes()).hexdigest()[:12]
+    assert spec.to_dict() == {"extractor": "inception", "metrics": ("fid",), "reference": "real.npz", "digest": digest}
+    assert MetricSpec("inception", ("isc",), None).to_dict() == {
+        "extractor": "inception",
+        "metrics": ("isc",),
+        "reference": None,
+        "digest": None,
+    }
+    folder = picture_folder(place / "real")
+    listing = repr([("0.png", (place / "real" / "0.png").stat().st_size)])
+    expected = hashlib.sha256(listing.encode()).hexdigest()[:12]
+    assert MetricSpec("inception", ("fid",), folder).reference_digest() == expected
+
+
+def test_statistics_of_another_width_are_refused(place):
+    file = statistics(place / "real.npz")
+    with pytest.raises(ValueError, match=r"real.npz holds statistics of 2 features, and inception has 3"):
+        plan_metrics("fid", "inception", file, bundled=False, extractors=WIDER, statistics=place)
+    with pytest.raises(
+        ValueError, match=r"--reference fits none of efficientnet-lite0, fashion-classifier; nothing is"
+    ):
+        plan_metrics("auto", "auto", file, bundled=True, extractors=WIDER, statistics=place)
+
+
+def test_names_are_taken_once_and_in_their_order(place):
+    bundle(place)
+    found, _ = plan("isc,fid,isc", "efficientnet-lite0,efficientnet-lite0", "auto", bundled=True)
+    assert [(spec.extractor, spec.metrics) for spec in found] == [("efficientnet-lite0", ("isc", "fid"))]
+
+
+def test_gaps_say_how_to_fill_them(place):
+    _, (sentence,) = plan("auto", "fashion-classifier", "auto", bundled=True)
+    assert sentence == (
+        "no fid in fashion-classifier: there is no reference; give --reference, or make one with `disa stats`"
+    )
+    file = statistics(place / "real.npz")
+    _, (sentence,) = plan("auto", "fashion-classifier", file, bundled=True)
+    assert sentence == f"no precision and recall in fashion-classifier: {file} holds no features; give images"
+
+
+def test_statistics_to_compare_with(place):
+    cpu = torch.device("cpu")
+    assert reference_statistics(MetricSpec("fashion-classifier", ("isc",), None), 4, cpu) is None
+    file = statistics(place / "real.npz")
+    found = reference_statistics(MetricSpec("fashion-classifier", ("fid",), file), 4, cpu)
+    assert found.mu.tolist() == Statistics.load(file).mu.tolist()
+    folder = picture_folder(place / "real")
+    Image.new("L", (32, 32), 255).save(place / "real" / "1.png")
+    for metrics, kept in ((("fid",), False), (("fid", "prc"), True)):
+        found = reference_statistics(MetricSpec("fashion-classifier", metrics, folder), 4, cpu)
+        assert found.extractor == "fashion-classifier"
+        assert (found.features is not None) is kept

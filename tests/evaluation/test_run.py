@@ -12,10 +12,11 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks.faults import largest_difference
+from benchmarks.features import extract_features, measure, statistics_of
 from disa import StepSchedule, build_model
 from disa.evaluation import run as evaluation
 from disa.evaluation.accumulator import Accumulator
-from disa.evaluation.metrics import Statistics, extract_features, measure
+from disa.evaluation.metrics import Statistics
 from disa.evaluation.plan import MetricSpec
 from disa.evaluation.results import Results
 from disa.evaluation.run import evaluate, save_grid
@@ -69,7 +70,7 @@ def measured(tmp_path_factory):
     root = tmp_path_factory.mktemp("evaluation")
     images = load_reference("fashion_test_60.npz")["images"]
     file, pictures = root / "real.npz", root / "real"
-    Statistics.of(extract_features(images[:20], "efficientnet-lite0", progress=False)).save(file)
+    statistics_of(extract_features(images[:20], "efficientnet-lite0")).save(file)
     pictures.mkdir()
     for i, image in enumerate(images[:20]):
         Image.fromarray(image.numpy()).save(pictures / f"{i}.png")
@@ -230,7 +231,7 @@ def test_accuracy_is_of_the_labels_that_were_asked_for(tmp_path):
             return fashion["images"][order[list(ids)], None] / 127.5 - 1
 
     (scores,) = run(tmp_path, tiny_generator(Perfect)).metrics
-    found = extract_features(fashion["images"][order], "fashion-classifier", progress=False).logits.argmax(1)
+    found = extract_features(fashion["images"][order], "fashion-classifier").logits.argmax(1)
     assert scores.label_accuracy == pytest.approx((found == torch.arange(10)).float().mean().item())
     assert scores.label_accuracy > 0.6
 
@@ -307,13 +308,13 @@ def test_fingerprints_tell_weights_and_shapes_apart():
 def test_kept_images_have_the_scores_of_the_stream(tmp_path):
     """Measured on the way, and again from the files."""
     images = load_reference("fashion_test_60.npz")["images"]
-    Statistics.of(extract_features(images, "fashion-classifier", progress=False)).save(tmp_path / "real.npz")
+    statistics_of(extract_features(images, "fashion-classifier")).save(tmp_path / "real.npz")
     spec = MetricSpec("fashion-classifier", ("fid", "isc", "kid", "prc", "accuracy"), str(tmp_path / "real.npz"))
     results = run(tmp_path / "run", specs=(spec,), num_images=12)
     files = image_files(tmp_path / "run" / "images")
     reference = Statistics.load(tmp_path / "real.npz")
     again = measure(
-        extract_features(files, "fashion-classifier", progress=False),
+        extract_features(files, "fashion-classifier"),
         spec.metrics,
         reference=reference,
         labels=tiny_generator().labels(range(12)),
@@ -355,6 +356,7 @@ class Failing(LabelGenerator):
         return super().__call__(ids)
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_goes_on_from_its_sums(tmp_path, measured):
     options = {"specs": measured[2], "batch_size": 2, "keep_images": False, "intervals": True, "save_seconds": 0.0}
     with pytest.raises(KeyboardInterrupt):
@@ -436,6 +438,7 @@ def test_a_reference_that_cannot_be_read_is_named_before_anything_is_generated(t
         )
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_of_other_settings_is_left_alone(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, tiny_generator(Failing), batch_size=2, keep_images=False, save_seconds=0.0)

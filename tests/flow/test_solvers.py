@@ -1,9 +1,13 @@
 """Flow solvers on data whose velocity is known."""
 
+import math
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from disa.flow import SOLVERS, interpolate, linspace, velocity_loss
+from disa.flow.solvers import _state
 from disa.solver import get_solver
 
 MEAN, STD = 0.7, 0.3
@@ -72,3 +76,57 @@ def test_path_and_loss():
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="'rk4'; allowed are euler, euler_maruyama, heun"):
         get_solver(SOLVERS, "rk4")
+
+
+def field(x, t):
+    """A velocity without a known solution, in float32 as a network gives it."""
+    return torch.sin(3 * x + t).float()
+
+
+TIMES = (1.0, 0.7, 0.3, 0.0)
+
+
+def test_steps_are_the_methods():
+    """Euler, Heun and Euler–Maruyama written out at uneven times."""
+    noise = torch.randn(3, 5, 2, generator=torch.Generator().manual_seed(0))
+    euler = heun = drawn = noise[0].double()
+    for i in range(3):
+        t, step = TIMES[i], TIMES[i + 1] - TIMES[i]
+        euler = euler + step * field(euler, t)
+        slope = field(heun, t).double()
+        if i < 2:
+            slope = (slope + field(heun + step * slope, TIMES[i + 1])) / 2
+        heun = heun + step * slope
+        drawn = drawn + step * ((2 - t) * field(drawn, t) + drawn)
+        if i < 2:
+            drawn = drawn + 0.7 * math.sqrt(2 * t * -step) * noise[i + 1]
+    for name, expected in (("euler", euler), ("heun", heun), ("euler_maruyama", drawn)):
+        samples = SOLVERS[name].solve(field, noise, TIMES, 0.7)
+        assert samples.dtype == torch.float64
+        torch.testing.assert_close(samples, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_noise_is_added_in_full_unless_told():
+    noise = torch.randn(3, 5, 2, generator=torch.Generator().manual_seed(0))
+    solve = SOLVERS["euler_maruyama"].solve
+    assert torch.equal(solve(field, noise, TIMES), solve(field, noise, TIMES, 1.0))
+
+
+def test_what_tables_call_the_solvers_and_what_they_cost():
+    assert [(one.label, one.evaluations(TIMES), one.draws(TIMES)) for one in SOLVERS.values()] == [
+        ("Euler", 3, 1),
+        ("Euler–Maruyama", 3, 3),
+        ("Heun", 5, 1),
+    ]
+
+
+def test_times_are_float64_and_do_not_live_on_a_device():
+    with torch.device("meta"):
+        assert linspace(1, 0, 6) == pytest.approx((1, 0.8, 0.6, 0.4, 0.2, 0), abs=1e-15)
+    assert linspace(0.0, 0.3, 4)[1] == 0.3 / 3
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", "float64"), ("cuda", "float64"), ("mps", "float32")])
+def test_apples_gpus_have_nothing_wider_than_float32(device, expected):
+    noise = SimpleNamespace(device=torch.device(device), float=lambda: "float32", double=lambda: "float64")
+    assert _state(noise) == expected

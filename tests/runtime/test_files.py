@@ -2,13 +2,14 @@
 
 import errno
 import fcntl
+import hashlib
 import multiprocessing
 import os
 import signal
 
 import pytest
 
-from disa.runtime.files import atomic_write, locked
+from disa.runtime.files import BUNDLED, atomic_write, image_files, locked, sha256, write_json
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path):
@@ -113,3 +114,54 @@ def test_the_lock_is_released_when_the_work_fails(tmp_path):
         raise KeyError
     with locked(tmp_path / ".lock"):
         pass
+
+
+def test_a_lock_makes_the_folders_above_it(tmp_path):
+    with locked(tmp_path / "a" / "b" / ".lock"):
+        assert (tmp_path / "a" / "b" / ".lock").exists()
+    with locked(str(tmp_path / "a" / "b" / ".lock")):
+        pass
+
+
+def test_a_whole_file_makes_the_folders_above_it(tmp_path):
+    write_json(str(tmp_path / "a" / "b" / "c.json"), [1])
+    with atomic_write(tmp_path / "a" / "b" / "c.json") as beside:
+        assert beside.name == f".c.{os.getpid()}.part.json"
+        beside.touch()
+    (tmp_path / "gone").mkdir()
+    with pytest.raises(KeyError), atomic_write(tmp_path / "gone" / "d.txt"):
+        raise KeyError  # before anything was written
+    assert not list((tmp_path / "gone").iterdir())
+
+
+def test_only_a_full_disk_that_names_no_file_is_renamed(tmp_path):
+    with pytest.raises(OSError, match=r"quota.*'.*b\.txt'"), atomic_write(tmp_path / "b.txt"):
+        raise OSError(errno.EDQUOT, "quota exceeded")
+    with pytest.raises(OSError, match=r"No space.*'another'$"), atomic_write(tmp_path / "b.txt"):
+        raise OSError(errno.ENOSPC, "No space left on device", "another")
+
+
+def test_json_is_indented_and_ends_with_a_line(tmp_path):
+    write_json(tmp_path / "a.json", {"a": [1, None]})
+    assert (tmp_path / "a.json").read_text() == '{\n  "a": [\n    1,\n    null\n  ]\n}\n'
+
+
+def test_images_are_found_by_suffix_and_listed_by_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no images in"):
+        image_files(tmp_path)
+    (tmp_path / "b").mkdir()
+    names = ["a.PNG", "b/c.jpg", "b/d.jpeg", "e.webp"]
+    for name in [*names, "f.txt", "png"]:
+        (tmp_path / name).touch()
+    assert image_files(tmp_path) == image_files(str(tmp_path)) == [tmp_path / name for name in names]
+
+
+@pytest.mark.parametrize("size", [0, 5, (1 << 20) + 1])
+def test_sha256_is_of_the_whole_file(tmp_path, size):
+    content = b"\n\r\xff0123456789"[:size].ljust(size, b"a")
+    (tmp_path / "a").write_bytes(content)
+    assert sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+def test_the_bundled_files_are_there():
+    assert (BUNDLED / "mar_fashion.safetensors").is_file()

@@ -137,6 +137,7 @@ def shown(heading):
     return read_table(Path("out/table.md").read_text(), heading)
 
 
+@pytest.mark.slow
 def test_a_table_is_measured_once_and_shown(tables, capsys):
     assert ask(tables, "both") == 0
     printed, text = capsys.readouterr().out, Path("out/table.md").read_text()
@@ -309,6 +310,8 @@ sys.exit(ask(load_tables(Path("recipes")), *{names!r}, load=watched(watch), save
     return start
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_two_ranks_fill_one_table(launch):
     ended = launch(TORCHRUN, ["again", "published"], code=1)
     assert ended.stdout.count("1 of 3: again/mar_fashion-same") == 1
@@ -316,6 +319,8 @@ def test_two_ranks_fill_one_table(launch):
     assert "(" in shown("A row that another table has")["mar_fashion-same"][DISTANCE]
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_an_error_of_one_rank_leaves_the_other_rows(launch):
     fail = """if model == "XAR" and 2 in ids: raise FloatingPointError("the pixels hold NaN")"""
     ended = launch(TORCHRUN, ["both/xar_fashion-disa", "prompts"], fail, code=1)
@@ -324,6 +329,8 @@ def test_an_error_of_one_rank_leaves_the_other_rows(launch):
     assert "(" in shown("Prompts")["harmon_fashion-full"][DISTANCE]
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_a_killed_run_goes_on_where_it_was(launch, tables):
     """It is killed before the last of the three blocks of its second row."""
     launch([], ["both"], "if len(calls) == 6: os.kill(os.getpid(), signal.SIGKILL)", code=-signal.SIGKILL)

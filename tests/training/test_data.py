@@ -7,7 +7,7 @@ from PIL import Image
 
 from disa.data.fashion import fashion_mnist
 from disa.models.vae import AutoencoderKL, SpaceToDepth
-from disa.training.data import cached_data, fashion_data, image_folder_data
+from disa.training.data import cached_data, class_folders, fashion_data, image_folder_data, sample_latents
 from tests.helpers.data import write_fashion
 
 
@@ -62,3 +62,70 @@ def test_a_file_left_by_a_killed_run_is_no_latent(tmp_path):
     np.savez(tmp_path / "cat" / "1.npz", moments=moments, moments_flip=moments)
     (tmp_path / "cat" / ".2.77.part.npz").write_bytes(b"half")
     assert len(cached_data(tmp_path).dataset) == 1
+
+
+def test_a_damaged_latent_is_named(tmp_path):
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    path = tmp_path / "train" / "cat" / "1.npz"
+    path.write_bytes(b"half")
+    (path.parent / "2.txt").write_text("no latent")
+    data = cached_data(tmp_path).dataset
+    assert len(data) == 1
+    with pytest.raises(ValueError, match=r"cat/1.npz holds no latents of main_cache.py .*; remove it and cache again"):
+        data[0]
+    with pytest.raises(FileNotFoundError, match=r"nowhere has no class folders; give the right --cached_path"):
+        cached_data(tmp_path / "nowhere")
+
+
+def test_cached_moments_are_float32_the_images_first(tmp_path):
+    (tmp_path / "cat").mkdir()
+    one = np.ones((4, 1, 1), np.float64)
+    np.savez(tmp_path / "cat" / "1.npz", moments=one, moments_flip=2 * one)
+    moments, _ = cached_data(tmp_path).dataset[0]
+    assert moments.dtype == torch.float32
+    assert moments[:, 0, 0, 0].tolist() == [1, 2]
+
+
+def test_class_folders(tmp_path):
+    (tmp_path / "file").write_text("")
+    for empty in (tmp_path, tmp_path / "file", tmp_path / "none"):
+        with pytest.raises(FileNotFoundError, match=f"{empty} has no class folders; give the right --there"):
+            class_folders(empty, "--there")
+    (tmp_path / "cat").mkdir()
+    assert class_folders(tmp_path, "--there") == tmp_path
+    (tmp_path / "train" / "dog").mkdir(parents=True)
+    assert class_folders(tmp_path, "--there") == tmp_path / "train"
+
+
+class Identity:
+    """A VAE whose latents are the images, with the noise at hand."""
+
+    def latent_shape(self, images):
+        return images.shape
+
+    def encode(self, images, noise):
+        self.noise = noise
+        return images
+
+
+def test_images_are_mirrored_at_random_and_each_as_a_whole(photos):
+    vae = Identity()
+    data = image_folder_data(vae, str(photos), 32)
+    pixels = torch.tensor([0, 255], dtype=torch.uint8).expand(400, 3, 2, 2)
+    torch.manual_seed(0)
+    latents, labels = data.prepare(pixels, torch.arange(400))
+    assert torch.equal(labels, torch.arange(400))
+    assert set(latents.unique().tolist()) == {-1.0, 1.0}
+    mirrored = latents[:, 0, 0, 0] == 1
+    assert 0.4 < mirrored.float().mean() < 0.6
+    rows = torch.tensor([-1.0, 1.0])
+    assert torch.equal(latents, torch.where(mirrored[:, None, None, None], -rows, rows).expand(400, 3, 2, 2))
+    assert abs(vae.noise.std() - 1) < 0.1
+    assert vae.noise.shape == latents.shape
+
+
+def test_samples_of_the_posterior_have_no_gradient():
+    images = torch.ones(1, 3, 2, 2, requires_grad=True)
+    vae = AutoencoderKL(width=32)
+    assert not sample_latents(vae, torch.zeros(1, 3, 32, 32)).requires_grad
+    assert torch.equal(sample_latents(Identity(), images), images)

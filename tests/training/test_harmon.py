@@ -204,6 +204,8 @@ def words(config, folder, *launcher):
     return *launcher, "scripts/train.py", config, "--work-dir", folder, "--device", "cpu", "--launcher", "pytorch"
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_a_killed_training_goes_on_as_if_it_had_not_been(config, tmp_path):
     with open(config, "a") as file:
         # 12 steps between checkpoints, most of them lost in a kill
@@ -223,6 +225,8 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(config, tmp_path):
         assert all(torch.equal(killed[key][name], value) for name, value in whole[key].items())
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_two_ranks_with_copies_and_with_shares_learn_the_same(config, tmp_path):
     for name, environment in (("copies", {}), ("shares", {"ACCELERATE_USE_FSDP": "true"})):
         ended = processes.run(*words(config, tmp_path / name, *TORCHRUN), cwd=ROOT / "Harmon_DiSA", **environment)

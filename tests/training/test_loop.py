@@ -245,6 +245,8 @@ def test_too_little_data_is_refused(tmp_path):
         run(tmp_path, batch_size=64)
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_two_ranks_train_one_model(tmp_path):
     script = "from tests.training.test_loop import rank_main; rank_main()"
     processes.run(*TORCHRUN, "--no-python", sys.executable, "-c", script, FOLDER=str(tmp_path))

@@ -67,3 +67,89 @@ def test_ema_follows_and_swaps():
     assert torch.allclose(model.z_proj.bias, before + 0.1)
     ema.swap()
     assert torch.allclose(model.z_proj.bias, before + 1)
+
+
+def test_defaults():
+    assert vars(TrainingSettings()) == {
+        "batch_size": 16,
+        "epochs": 1,
+        "warmup_epochs": 0.0,
+        "lr": None,
+        "blr": 1e-4,
+        "min_lr": 0.0,
+        "lr_schedule": "constant",
+        "weight_decay": 0.02,
+        "grad_clip": 1.0,
+        "ema_rate": 0.9999,
+        "seed": 1,
+        "dtype": torch.float32,
+        "save_epochs": 1,
+        "eval_epochs": 1,
+        "num_workers": 0,
+        "pin_memory": False,
+    }
+    assert TrainingSettings(batch_size=256).learning_rate(0) == 1e-4
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"batch_size": 1},
+        {"epochs": 1},
+        {"save_epochs": 1},
+        {"eval_epochs": 1},
+        {"seed": 0},
+        {"grad_clip": 0},
+        {"ema_rate": 0.0},
+    ],
+)
+def test_bounds_are_allowed(setting):
+    assert vars(TrainingSettings(**setting)).items() >= setting.items()
+
+
+def test_learning_rate_after_the_last_epoch_stays():
+    settings = TrainingSettings(lr=1.0, min_lr=0.2, warmup_epochs=2, epochs=4, lr_schedule="cosine")
+    assert settings.learning_rate(2.5) == pytest.approx(0.2 + 0.8 * 0.5 * (1 + 0.5**0.5))
+    assert settings.learning_rate(9) == pytest.approx(0.2)
+    whole = TrainingSettings(lr=1.0, min_lr=0.2, warmup_epochs=2, epochs=2, lr_schedule="cosine")  # all of it warms up
+    assert whole.learning_rate(2) == pytest.approx(1.0)
+    assert whole.learning_rate(3) == pytest.approx(0.2)
+
+
+class Layers(torch.nn.Module):
+    """One parameter of every kind."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(2, 3)
+        self.norm = torch.nn.LayerNorm(3)
+        self.diffloss = torch.nn.Linear(3, 3)
+        self.table = torch.nn.ParameterDict({"bias": torch.nn.Parameter(torch.ones(2, 2))})
+        self.frozen = torch.nn.Parameter(torch.ones(2, 2), requires_grad=False)
+
+
+def test_every_trained_parameter_is_in_one_group_in_the_models_order():
+    model = Layers()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    plain, decayed = ([names[id(one)] for one in group["params"]] for group in parameter_groups(model, 0.5))
+    assert decayed == ["linear.weight"]
+    assert plain == ["linear.bias", "norm.weight", "norm.bias", "diffloss.weight", "diffloss.bias", "table.bias"]
+    assert [group["weight_decay"] for group in parameter_groups(model, 0.5)] == [0.0, 0.5]
+
+
+def test_ema_averages_what_is_trained_and_is_loaded_from_a_checkpoint():
+    model = Layers()
+    ema = EMA(model, 0.75)
+    assert set(ema.average) == {name for name, _ in model.named_parameters()} - {"frozen"}
+    state = {name: torch.full_like(value, 3) for name, value in model.state_dict().items()}
+    ema.load({**state, "buffer": torch.ones(1)})
+    assert all(bool((value == 3).all()) for value in ema.average.values())
+    assert not any(value.requires_grad for value in ema.average.values())
+    assert (model.linear.weight != 3).all()  # the average has storage of its own
+    with torch.no_grad():
+        model.linear.weight.fill_(7)
+    ema.update()
+    assert torch.equal(ema.average["linear.weight"], torch.full((3, 2), 4.0))
+    ema.swap()
+    assert (model.linear.weight == 4).all()
+    assert (ema.average["linear.weight"] == 7).all()
