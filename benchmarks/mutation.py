@@ -245,7 +245,7 @@ def page(found: Found, args: argparse.Namespace) -> str:
     explanation = (
         f"Written by `python -m benchmarks.mutation` (seed {args.seed}, Python {sys.version.split()[0]}, {versions}). "
         "Each mutant is one small change of one file; it is killed if a test that mirrors the file fails, or runs out "
-        f"of time. Tests above {args.longest:g} s, or marked slow or distributed, are left out: a survivor may be seen "
+        "of time. Tests that take long, or are marked slow or distributed, are left out: a survivor may be seen "
         "by them. Where a file has more mutants than were run, these are a random sample. Errors' texts, annotations, "
         "decorators and imports are not mutated. The share is of the mutants that are not equivalent to the original."
     )
@@ -257,7 +257,7 @@ def page(found: Found, args: argparse.Namespace) -> str:
             rows = [found[name]] if name in found else [found[file] for file in names]
             mutants, killed, timeout, equivalent, survived = rate(rows)
             real = mutants - equivalent
-            share = f"{(killed + timeout) / real:.0%}" if real else "–"
+            share = f"{(killed + timeout) / real:.1%}" if real else "–"
             counts = [sum(int(str(row.get(key, 0))) for row in rows) for key in ("of", "tests", "slow tests")]
             first = [mutants, *counts] if name in found else [mutants, counts[0], "", ""]
             cells = [*first, killed, timeout, equivalent, survived, share]
@@ -269,7 +269,9 @@ def page(found: Found, args: argparse.Namespace) -> str:
     for file, row in found.items():
         survivors: list[dict[str, str]] = row.get("survivors", [])  # type: ignore[assignment]
         lines += ["", f"### {file}", ""] if survivors else []
-        lines += [f"- line {one['line']}: {one['change']}: {one['word'] or 'unexamined'}" for one in survivors]
+        for one in survivors:
+            text = f"- line {one['line']}: {one['change']}: {one['word'] or 'unexamined'}"
+            lines += textwrap.wrap(text, 120, subsequent_indent="  ", break_on_hyphens=False)
     return f"# Mutation testing\n\n{textwrap.fill(explanation, 120)}\n\n" + "\n".join(lines) + "\n"
 
 

@@ -158,8 +158,3 @@ def test_what_tables_call_the_solvers():
     ]
     assert [name for name, solver in SOLVERS.items() if not solver.annealed] == ["default"]
     assert [solver.draws(range(3)) for solver in SOLVERS.values()] == [4, 4, 4, 1, 1, 1]
-
-
-def test_times_do_not_live_on_a_device():
-    with torch.device("meta"):
-        assert SOLVERS["DPM_Solver"].times(3) == pytest.approx([950, 633.7, 317.4], abs=0.1)

@@ -594,3 +594,8 @@ def test_an_interval_does_not_begin_below_zero():
     assert frechet_interval(features[:4], gaussian([0.0] * 3, [1.0] * 3), 9.0)[1] > 9
     with pytest.raises(ValueError, match="an interval needs at least 4 images; there are 3"):
         frechet_interval(features[:3], gaussian([0.0] * 3, [1.0] * 3), 9.0)
+
+
+def test_statistics_need_a_mean_and_a_covariance_alone():
+    found = Statistics(np.zeros(2), np.eye(2))
+    assert [getattr(found, name) for name in ("count", "extractor", "resize", "features")] == [None] * 4

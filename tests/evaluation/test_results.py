@@ -133,3 +133,7 @@ def test_a_killed_evaluation_of_before_goes_on_and_ends_with_the_undisturbed_num
     assert scores.fid == pytest.approx(expected.fid, rel=1e-4)  # on another machine, a pixel may differ by one
     assert replace(scores, fid=None) == replace(expected, fid=None)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["results.json", "samples.png"]
+
+
+def test_what_was_not_measured_is_left_out():
+    assert Scores("inception", 3).to_dict() == {"extractor": "inception", "images": 3}

@@ -120,9 +120,8 @@ def test_what_tables_call_the_solvers_and_what_they_cost():
     ]
 
 
-def test_times_are_float64_and_do_not_live_on_a_device():
-    with torch.device("meta"):
-        assert linspace(1, 0, 6) == pytest.approx((1, 0.8, 0.6, 0.4, 0.2, 0), abs=1e-15)
+def test_times_are_float64():
+    assert linspace(1, 0, 6) == pytest.approx((1, 0.8, 0.6, 0.4, 0.2, 0), abs=1e-15)
     assert linspace(0.0, 0.3, 4)[1] == 0.3 / 3
 
 

@@ -129,3 +129,12 @@ def test_samples_of_the_posterior_have_no_gradient():
     vae = AutoencoderKL(width=32)
     assert not sample_latents(vae, torch.zeros(1, 3, 32, 32)).requires_grad
     assert torch.equal(sample_latents(Identity(), images), images)
+
+
+def test_cached_latents_are_samples_of_their_posterior(tmp_path):
+    """Of mean 0 and log variance 0, in the VAE's scale."""
+    torch.manual_seed(0)
+    (tmp_path / "cat").mkdir()
+    np.savez(tmp_path / "cat" / "1.npz", moments=np.zeros(1))
+    latents = cached_data(tmp_path).to_latents(torch.zeros(500, 2, 32, 2, 2))
+    assert latents.std().item() == pytest.approx(0.2325, rel=0.02)
