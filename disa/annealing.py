@@ -21,6 +21,14 @@ from .trace import StepTrace
 Network = Callable[[Tensor, float], Tensor] | Callable[[Tensor, float], tuple[Tensor, Tensor]]
 
 
+def solve(solver: Solver, network: Network, noise: Tensor, times: Times, temperature: float) -> Tensor:
+    """Run a solver as it is."""
+    return solver.solve(network, noise, times, temperature)
+
+
+Solve = Callable[[Solver, Network, Tensor, Times, float], Tensor]
+
+
 class Annealing:
     """Samples the tokens of each AR step with the number of diffusion steps that the schedule grants it.
 
@@ -32,6 +40,7 @@ class Annealing:
         times: number of steps -> the times to visit, of models that choose them themselves.
         temperature: factor on the noise within the diffusion steps.
         on_step: called after each AR step.
+        solve: how a solver is run, such as `disa.acceleration.CapturedSolve`.
 
     Attributes:
         times: the times that each AR step visits.
@@ -47,13 +56,20 @@ class Annealing:
         solver: Solver,
         ar_steps: int,
         noise: NoiseSource,
-        *,
         times: Callable[[int], Times] | None = None,
+        *,
         temperature: float = 1.0,
         on_step: Callable[[StepTrace], None] | None = None,
+        solve: Solve = solve,
     ) -> None:
         check_temperature(temperature)
-        self.solver, self.noise, self.temperature, self.on_step = solver, noise, temperature, on_step
+        self.solver, self.noise, self.temperature, self.on_step, self.solve = (
+            solver,
+            noise,
+            temperature,
+            on_step,
+            solve,
+        )
         self.counts, self.times = _plan(schedule, solver, ar_steps, times)
         self._lap = time.perf_counter()
 
@@ -68,7 +84,7 @@ class Annealing:
         """
         times = self.times[step]
         draws = self.noise.normal(step, self.solver.draws(times), tokens, channels)
-        sample = self.solver.solve(network, draws, times, self.temperature)
+        sample = self.solve(self.solver, network, draws, times, self.temperature)
         before, self._lap = self._lap, time.perf_counter()
         if self.on_step is not None:
             evaluations = self.solver.evaluations(times)
@@ -83,11 +99,13 @@ class AnnealedModel(nn.Module):
         solvers: what `sampler` may name.
         flow_times: number of steps -> the flow times to visit, of flow models.
         ar_steps: AR steps where the architecture fixes them; None where `num_iter` says how many.
+        solve: how solvers are run.
     """
 
     solvers: Mapping[str, Solver]
     flow_times: Callable[[int], Times] | None = None
     ar_steps: int | None = None
+    solve: Solve = staticmethod(solve)
 
     def generate(self, *args: Any, **kwargs: Any) -> Tensor:  # Any: labels or prompts, and what a family adds
         """Sample latents [B, C, H, W]."""
@@ -103,9 +121,16 @@ class AnnealedModel(nn.Module):
         num_iter: int | None = None,
     ) -> Annealing:
         """Return the `Annealing` of one generation; arguments and errors are those of `generate`."""
-        solver, ar_steps = get_solver(self.solvers, sampler), self.ar_steps or num_iter or 0
+        solver, ar_steps = (get_solver(self.solvers, sampler), self.ar_steps or num_iter or 0)
         return Annealing(
-            schedule, solver, ar_steps, noise, times=self.flow_times, temperature=temperature, on_step=on_step
+            schedule,
+            solver,
+            ar_steps,
+            noise,
+            self.flow_times,
+            temperature=temperature,
+            on_step=on_step,
+            solve=self.solve,
         )
 
     def nfe(self, schedule: StepSchedule, sampler: str, num_iter: int | None = None) -> list[int]:
@@ -139,12 +164,12 @@ def check_temperature(temperature: float) -> None:
 
 
 def check_finite(result: Tensor, what: str = "latents") -> None:
-    """Refuse the result of a generation that holds NaN or infinity.
+    """Refuse the result of a generation that holds NaN or infinity, on the CPU: a look at a GPU's would wait for it.
 
     Raises:
         FloatingPointError: naming what it is.
     """
-    if not result.isfinite().all():
+    if result.device.type == "cpu" and not result.isfinite().all():
         raise FloatingPointError(
             f"generation ended with NaN or infinite {what}; check the checkpoint with `disa checkpoints verify`, "
             "or use --dtype float32"

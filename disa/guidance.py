@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -61,12 +62,14 @@ def guided_velocity(
         velocity: (x, t) -> v, for x [2B, T, C] of both branches, conditional first, or [B, T, C] of one.
         dtype: of the x that `velocity` takes.
     """
+    return partial(_guided, velocity, scale, max_time, dtype)
 
-    def guided(x: Tensor, t: float) -> Tensor:
-        x = x.to(dtype)
-        if scale == 1 or t > max_time:
-            return velocity(x, t)
-        conditional, unconditional = velocity(torch.cat([x, x]), t).float().chunk(2)
-        return combine(conditional, unconditional, scale)
 
-    return guided
+def _guided(
+    velocity: Callable[[Tensor, float], Tensor], scale: float, max_time: float, dtype: torch.dtype, x: Tensor, t: float
+) -> Tensor:
+    x = x.to(dtype)
+    if scale == 1 or t > max_time:
+        return velocity(x, t)
+    conditional, unconditional = velocity(torch.cat([x, x]), t).float().chunk(2)
+    return combine(conditional, unconditional, scale)

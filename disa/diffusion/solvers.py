@@ -6,6 +6,7 @@ Every solver has one signature: `solver(network, noise, timesteps, temperature)`
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -65,11 +66,11 @@ def ancestral(network: Network, noise: Tensor, timesteps: Sequence[int], tempera
         epsilon, v = network(x, timesteps[i])
         # mean = x0_weight · x0 + x_weight · x with x0 = (x - sqrt(1 - alpha_bar) · epsilon) / sqrt(alpha_bar)
         scale = process.x0_weight[i] / math.sqrt(process.alpha_bar[i])
-        mean = (scale + process.x_weight[i]) * x - (scale * math.sqrt(1 - process.alpha_bar[i])) * epsilon
+        mean = torch.sub((scale + process.x_weight[i]) * x, epsilon, alpha=scale * math.sqrt(1 - process.alpha_bar[i]))
         if i == 0:
             return mean
         low, high = process.posterior_log_variance[i], process.log_beta[i]
-        deviation = torch.exp((high - low) / 4 * v + (high + low) / 4)
+        deviation = torch.exp(torch.add(torch.tensor((high + low) / 4, device="cpu"), v, alpha=(high - low) / 4))
         x = torch.addcmul(mean, deviation, noise[len(timesteps) - i], value=temperature)
     return x
 
@@ -96,10 +97,11 @@ _KNOTS = LAST_TIMESTEP + 1
 _FIRST_TIME, _LAST_TIME = 0.95, 1 / _KNOTS
 
 
+@functools.cache
 def dpm_timesteps(count: int) -> tuple[float, ...]:
     """`count` times, uniform from 0.95 to 1/951 (not visited), in thousandths, in the order visited."""
     # float32, as published: the network sees these very numbers.
-    return tuple((torch.linspace(_FIRST_TIME, _LAST_TIME, count + 1)[:count] * TRAINING_STEPS).tolist())
+    return tuple((torch.linspace(_FIRST_TIME, _LAST_TIME, count + 1, device="cpu")[:count] * TRAINING_STEPS).tolist())
 
 
 def _half_log_snr(time: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ x [..., C] and flow time t, guidance included. The state is float64, as in the p
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -18,9 +19,10 @@ from ..solver import Solver
 Velocity = Callable[[Tensor, float], Tensor]
 
 
+@functools.cache
 def linspace(start: float, end: float, count: int) -> tuple[float, ...]:
     """`torch.linspace` in float64: next to a bound or a thousandth, the published results depend on rounding."""
-    return tuple(torch.linspace(start, end, count, dtype=torch.float64).tolist())
+    return tuple(torch.linspace(start, end, count, dtype=torch.float64, device="cpu").tolist())
 
 
 def _state(noise: Tensor) -> Tensor:
@@ -42,7 +44,7 @@ def euler(velocity: Velocity, noise: Tensor, times: Sequence[float], temperature
     """
     x = _state(noise[0])
     for t, after in itertools.pairwise(times):
-        x = x + (after - t) * velocity(x, t).to(x.dtype)
+        x = torch.add(x, velocity(x, t), alpha=after - t)
     return x
 
 
@@ -55,8 +57,8 @@ def heun(velocity: Velocity, noise: Tensor, times: Sequence[float], temperature:
     for t, after in itertools.pairwise(times):
         v = velocity(x, t).to(x.dtype)
         if after > 0:
-            v = (v + velocity(x + (after - t) * v, after).to(x.dtype)) / 2
-        x = x + (after - t) * v
+            v = (v + velocity(torch.add(x, v, alpha=after - t), after)) / 2
+        x = torch.add(x, v, alpha=after - t)
     return x
 
 
@@ -70,10 +72,10 @@ def euler_maruyama(velocity: Velocity, noise: Tensor, times: Sequence[float], te
     x = _state(noise[0])
     last = len(times) - 2
     for i, (t, after) in enumerate(itertools.pairwise(times)):
-        drift = (2 - t) * velocity(x, t).to(x.dtype) + x
-        x = x + (after - t) * drift
+        step = after - t
+        x = torch.add((1 + step) * x, velocity(x, t), alpha=step * (2 - t))
         if i < last:
-            x = x + temperature * math.sqrt(2 * t * (t - after)) * noise[i + 1].to(x.dtype)
+            x = torch.add(x, noise[i + 1], alpha=temperature * math.sqrt(2 * t * (t - after)))
     return x
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..annealing import AnnealedModel
+from .checks import Arguments
 from .flowar import FlowAR
 from .harmon import Harmon
 from .mar import MAR
@@ -25,11 +26,11 @@ class ModelSpec:
     """
 
     build: type[MAR] | type[FlowAR] | type[XAR] | type[Harmon]
-    arguments: Mapping[str, Any]  # of several types
+    arguments: Arguments
     bundled: bool = False
 
 
-def _qwen2(width: int, depth: int, num_heads: int, mlp_width: int) -> dict[str, Any]:
+def _qwen2(width: int, depth: int, num_heads: int, mlp_width: int) -> Arguments:
     """Arguments of a Qwen2.5 configuration."""
     sizes = dict(hidden_size=width, num_hidden_layers=depth, num_attention_heads=num_heads, intermediate_size=mlp_width)
     shared = dict(vocab_size=151936, max_position_embeddings=32768, rope_theta=1e6, rms_norm_eps=1e-6)
@@ -84,7 +85,7 @@ MODELS: dict[str, ModelSpec] = {
 }
 
 
-def build_model(name: str, **overrides: Any) -> AnnealedModel:
+def build_model(name: str, **overrides: Any) -> AnnealedModel:  # Any: as `Arguments`
     """Build the model called `name` with random weights, in training mode.
 
     Args:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
+Arguments = Mapping[str, Any]  # Any: of several types
 SHARES = ("attn_dropout", "proj_dropout", "label_drop_prob", "mask_ratio_min")
 
 
@@ -27,12 +29,12 @@ def check_arguments(arguments: Mapping[str, object]) -> None:
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
-    """Refuse labels [B] outside 0..num_classes-1.
+    """Refuse labels [B] outside 0..num_classes-1; those on a GPU are not looked at, for that would wait for it.
 
     Raises:
         ValueError: naming both ranges.
     """
-    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < num_classes):
+    if labels.device.type == "cpu" and len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < num_classes):
         raise ValueError(
             f"labels are in {int(labels.min())}..{int(labels.max())}; this model knows 0..{num_classes - 1}"
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,10 +22,11 @@ from ..flow import SOLVERS, interpolate, linspace, velocity_loss
 from ..guidance import Guidance, guided_velocity
 from ..noise import NoiseSource
 from ..schedule import StepSchedule
+from ..solver import Times
 from ..trace import StepTrace
 from .checks import check_arguments, check_labels
-from .layers import TimestepEmbedding, initialize
-from .rotary import GEGLU, KVCache, ModulatedBlock, RMSNorm, RoPE, RotaryAttention, apply_rotary_emb, grid_rope
+from .layers import AdaLinear, TimestepEmbedding, embed_times, initialize
+from .rotary import GEGLU, KVCache, ModulatedBlock, Modulation, RMSNorm, RotaryAttention, apply_rotary_emb, grid_rope
 
 HEAD_DIM = 64  # of the flow head's attention
 
@@ -46,14 +48,14 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(condition_width, 2 * width, bias=False)
         self.proj = nn.Linear(width, width)
 
-    def keys_values(self, z: Tensor, rope: RoPE) -> tuple[Tensor, Tensor]:
+    def keys_values(self, z: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
         """Conditions z [B, L, W] -> keys and values [B, heads, L, D]."""
-        k, v = rearrange(self.kv(z), "b l (n h d) -> n b h l d", n=2, h=self.num_heads)
-        return apply_rotary_emb(k, rope), v
+        k, v = rearrange(self.kv(z), "b l (n h d) -> n b l h d", n=2, h=self.num_heads)
+        return apply_rotary_emb(k, rope).transpose(1, 2), v.transpose(1, 2)
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, rope: RoPE) -> Tensor:
-        q = apply_rotary_emb(rearrange(self.q(x), "b l (h d) -> b h l d", h=self.num_heads), rope)
-        out = F.scaled_dot_product_attention(q, keys, values)
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, rope: Tensor) -> Tensor:
+        q = apply_rotary_emb(rearrange(self.q(x), "b l (h d) -> b l h d", h=self.num_heads), rope)
+        out = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values)
         return self.proj(rearrange(out, "b h l d -> b l (h d)"))
 
 
@@ -66,17 +68,21 @@ class SelfBlock(nn.Module):
         self.attn = RotaryAttention(width, width // HEAD_DIM, bias=False)
         self.norm2 = RMSNorm(width, affine=False)
         self.mlp = GEGLU(width)
-        self.ada_lin = nn.Linear(width, 6 * width)
+        self.ada_lin = AdaLinear(width, 6, scales=(2, 3))
 
-    def prepare(self, _z: Tensor, _rope: RoPE) -> tuple[Tensor, ...]:
+    def modulation(self, _t: Tensor) -> Modulation:
+        """Return what depends on time alone: here nothing."""
+        return ()
+
+    def prepare(self, _z: Tensor, _rope: Tensor) -> tuple[Tensor, ...]:
         """Return what depends on the conditions alone: here nothing."""
         return ()
 
-    def forward(self, x: Tensor, _t: Tensor, y: Tensor, rope: RoPE) -> Tensor:
-        """x, and y, time and condition together, [B, L, W] -> [B, L, W]."""
-        gate1, gate2, scale1, scale2, shift1, shift2 = self.ada_lin(y).chunk(6, dim=-1)
-        x = x + gate1 * self.attn(self.norm1(x) * (1 + scale1) + shift1, rope)
-        return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
+    def forward(self, x: Tensor, y: Tensor, rope: Tensor) -> Tensor:
+        """x, and y, SiLU of time and condition together, [B, L, W] -> [B, L, W]."""
+        gate1, gate2, scale1, scale2, shift1, shift2 = self.ada_lin(y)
+        x = torch.addcmul(x, gate1, self.attn(torch.addcmul(shift1, self.norm1(x), scale1), rope))
+        return torch.addcmul(x, gate2, self.mlp(torch.addcmul(shift2, self.norm2(x), scale2)))
 
 
 class CrossBlock(nn.Module):
@@ -91,20 +97,33 @@ class CrossBlock(nn.Module):
         self.norm2_2 = RMSNorm(condition_width, affine=True)
         self.norm3 = RMSNorm(width, affine=False)
         self.mlp = GEGLU(width)
-        self.ada_lin_attn = nn.Linear(width, 3 * width)
-        self.ada_lin_mlp = nn.Linear(width, 3 * width)
+        self.ada_lin_attn = AdaLinear(width, 3, scales=(1,))
+        self.ada_lin_mlp = AdaLinear(width, 3, scales=(1,))
 
-    def prepare(self, z: Tensor, rope: RoPE) -> tuple[Tensor, ...]:
+    def modulation(self, t: Tensor) -> Modulation:
+        """SiLU of embedded times [N, 1, W] -> gate, 1 + scale and shift of the attention, which time alone sets."""
+        return self.ada_lin_attn(t)
+
+    def prepare(self, z: Tensor, rope: Tensor) -> tuple[Tensor, ...]:
         """Return keys and values of the conditions z [B, L, W]."""
         return self.crossattn.keys_values(self.norm2_2(z), rope)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, rope: RoPE, keys: Tensor, values: Tensor) -> Tensor:
-        """x, and y, time and condition together, [B, L, W], and the time alone [B, 1, W] -> [B, L, W]."""
-        gate, scale, shift = self.ada_lin_attn(t).chunk(3, dim=-1)
-        x = x + gate * self.attn(self.norm1(x) * (1 + scale) + shift, rope)
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor,
+        rope: Tensor,
+        gate: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        keys: Tensor,
+        values: Tensor,
+    ) -> Tensor:
+        """x, and y, SiLU of time and condition together, [B, L, W] -> [B, L, W]."""
+        x = torch.addcmul(x, gate, self.attn(torch.addcmul(shift, self.norm1(x), scale), rope))
         x = x + self.crossattn(self.norm2_1(x), keys, values, rope)
-        gate, scale, shift = self.ada_lin_mlp(y).chunk(3, dim=-1)
-        return x + gate * self.mlp(self.norm3(x) * (1 + scale) + shift)
+        gate, scale, shift = self.ada_lin_mlp(y)
+        return torch.addcmul(x, gate, self.mlp(torch.addcmul(shift, self.norm3(x), scale)))
 
 
 class FinalLayer(nn.Module):
@@ -114,11 +133,12 @@ class FinalLayer(nn.Module):
         super().__init__()
         self.norm_final = RMSNorm(width, affine=False)
         self.linear = nn.Linear(width, channels)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), AdaLinear(width, 2, scales=(1,)))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        shift, scale = self.adaLN_modulation(y).chunk(2, dim=-1)
-        return self.linear(self.norm_final(x) * (1 + scale) + shift)
+        """x, and y, SiLU of time and condition together, [B, L, W] -> velocity [B, L, C]."""
+        shift, scale = self.adaLN_modulation[1](y)
+        return self.linear(torch.addcmul(shift, self.norm_final(x), scale))
 
 
 class FlowHead(nn.Module):
@@ -134,28 +154,51 @@ class FlowHead(nn.Module):
         )
         self.final_layer = FinalLayer(width, channels)
 
-    def prepare(self, z: Tensor, rope: RoPE) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
+    def embed_time(self, t: Tensor) -> Tensor:
+        """Flow times [N] -> embeddings [N, W]."""
+        return self.time_embed((1000 * t).long())
+
+    def modulations(self, embedded: Tensor) -> list[Modulation]:
+        """Embedded times [N, 1, W] -> of every block what time alone sets, [N, 1, W] each."""
+        return [block.modulation(F.silu(embedded)) for block in self.res_blocks]  # type: ignore[operator]
+
+    def prepare(self, z: Tensor, rope: Tensor) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
         """Compute once what depends on the conditions z [B, L, W] of a scale and not on time."""
         return self.cond_embed(z), [block.prepare(z, rope) for block in self.res_blocks]  # type: ignore[operator]
 
-    def velocity(self, z: Tensor, rope: RoPE) -> Callable[[Tensor, float], Tensor]:
-        """The field (x [b, L, C], t) -> v for conditions z [B, L, W], of which x has the first b."""
-        c, of_blocks = self.prepare(z, rope)
+    def velocity(self, z: Tensor, rope: Tensor, times: Times, embedded: Tensor) -> Callable[[Tensor, float], Tensor]:
+        """Bind conditions z [B, L, W] and times, embedded [N, W]: the field (x [b, L, C], t) -> v of the first b."""
+        embedded = embedded[:, None, None]
+        place, (c, of_z) = {t: i for i, t in enumerate(times)}, self.prepare(z, rope)
+        return partial(self._evaluate, place, embedded, c, self.modulations(embedded), of_z, rope)
 
-        def velocity(x: Tensor, t: float) -> Tensor:
-            prepared = (c[: len(x)], [tuple(part[: len(x)] for part in own) for own in of_blocks])
-            return self(x, torch.tensor([t], device=x.device), prepared, rope)
+    def _evaluate(
+        self,
+        place: dict[float, int],
+        embedded: Tensor,
+        c: Tensor,
+        of_t: list[Modulation],
+        of_z: list[tuple[Tensor, ...]],
+        rope: Tensor,
+        x: Tensor,
+        t: float,
+    ) -> Tensor:
+        i, rows = place[t], slice(len(x))
+        pairs = zip(of_t, of_z, strict=True)
+        fixed = [(*(part[i] for part in by_time), *(part[rows] for part in by_z)) for by_time, by_z in pairs]
+        return self(x, embedded[i] + c[rows], fixed, rope)
 
-        return velocity
+    def predict(self, x: Tensor, t: Tensor, z: Tensor, rope: Tensor) -> Tensor:
+        """Noisy tokens x [B, L, C] at flow times t [B], with conditions z [B, L, W] -> velocity [B, L, C]."""
+        embedded = self.embed_time(t)[:, None]
+        (c, of_z), of_t = self.prepare(z, rope), self.modulations(embedded)
+        return self(x, embedded + c, [(*a, *b) for a, b in zip(of_t, of_z, strict=True)], rope)
 
-    def forward(self, x: Tensor, t: Tensor, prepared: tuple[Tensor, list[tuple[Tensor, ...]]], rope: RoPE) -> Tensor:
-        """Noisy tokens x [B, L, C] at flow times t [B or 1] -> velocity [B, L, C]."""
-        c, of_blocks = prepared
-        h, embedded = self.input_proj(x), self.time_embed((1000 * t).long())[:, None]
-        y = embedded + c
-        once, together = F.silu(embedded), F.silu(y)
-        for block, own in zip(self.res_blocks, of_blocks, strict=True):
-            h = block(h, once, together, rope, *own)
+    def forward(self, x: Tensor, y: Tensor, fixed: Sequence[tuple[Tensor, ...]], rope: Tensor) -> Tensor:
+        """x [B, L, C], y, time and condition together [B, L, W], and what each block needs besides -> velocity."""
+        h, y = self.input_proj(x), F.silu(y)
+        for block, own in zip(self.res_blocks, fixed, strict=True):
+            h = block(h, y, rope, *own)
         return self.final_layer(h, y)
 
 
@@ -215,7 +258,7 @@ class FlowAR(AnnealedModel):
             raise ValueError(f"head_width is {head_width}; it must be a multiple of {HEAD_DIM}")
         self.scales, self.grid, self.num_classes = tuple(scales), grid, num_classes
         self.ar_steps = len(self.scales)
-        self.label_drop_prob, self.grad_checkpointing = label_drop_prob, grad_checkpointing
+        self.label_drop_prob, self.grad_checkpointing = (label_drop_prob, grad_checkpointing)
         length = sum(side**2 for side in scales)
 
         def blocks() -> nn.ModuleList:
@@ -251,7 +294,7 @@ class FlowAR(AnnealedModel):
         ends = np.cumsum([0, *(side**2 for side in self.scales)]).tolist()
         return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
-    def _ropes(self, device: torch.device, head_dim: int) -> list[RoPE]:
+    def _ropes(self, device: torch.device, head_dim: int) -> list[Tensor]:
         return [grid_rope(side, head_dim, device) for side in self.scales]
 
     def _next_input(self, sample: Tensor, side: int) -> Tensor:
@@ -272,10 +315,11 @@ class FlowAR(AnnealedModel):
         self,
         x: Tensor,
         where: slice,
-        rope: RoPE,
+        rope: Tensor,
         modulations: list[tuple[Tensor, ...]],
         mask: Tensor | None = None,
         caches: list[KVCache] | None = None,
+        keep: bool = True,
     ) -> Tensor:
         """Embedded tokens x [B, L, W] that lie at `where` in the sequence -> conditions for the head [B, L, W]."""
         x = self.z_proj_ln(x + self.encoder_pos_embed_learned[:, where])
@@ -283,9 +327,9 @@ class FlowAR(AnnealedModel):
             if i == len(self.encoder_blocks):
                 x = self.decoder_embed(self.encoder_norm(x)) + self.decoder_pos_embed_learned[:, where]
             if self.grad_checkpointing and self.training:
-                x = checkpoint(block, x, modulations[i], rope, mask=mask, use_reentrant=False)
+                x = checkpoint(block, x, modulations[i], rope, mask, use_reentrant=False)
             else:
-                x = block(x, modulations[i], rope, mask=mask, cache=caches[i] if caches else None)
+                x = block(x, modulations[i], rope, mask, caches[i] if caches else None, keep)
         return self.decoder_norm(x) + self.diffusion_pos_embed_learned[:, where]
 
     def forward(
@@ -307,8 +351,7 @@ class FlowAR(AnnealedModel):
         targets = [F.interpolate(latents, (side, side), mode="area") for side in self.scales]
         coarser = zip(targets[:-1], self.scales[1:], strict=True)
         inputs = [self.z_proj(self._next_input(sample, side)) for sample, side in coarser]
-        ropes = self._ropes(device, self.head_dim)
-        rope = (torch.cat([cos for cos, _ in ropes]), torch.cat([sin for _, sin in ropes]))
+        rope = torch.cat(self._ropes(device, self.head_dim))
         scale_of = torch.cat([torch.full((side**2,), i, device=device) for i, side in enumerate(self.scales)])
         mask = scale_of[:, None] >= scale_of[None]  # a token sees its own scale and the coarser ones
         x = torch.cat([condition[:, None], *inputs], dim=1)
@@ -318,7 +361,7 @@ class FlowAR(AnnealedModel):
             x0 = rearrange(targets[i], "b c h w -> b (h w) c")
             t = torch.rand(batch, device=device) if times is None else times[i]
             eps = torch.randn_like(x0) if noise is None else noise[i]
-            velocity = self.flownet(interpolate(x0, eps, t), t, self.flownet.prepare(z[:, where], rope), rope)
+            velocity = self.flownet.predict(interpolate(x0, eps, t), t, z[:, where], rope)
             loss = loss + velocity_loss(velocity.float(), x0, eps) * (side / self.grid) ** 2
         return loss
 
@@ -341,23 +384,26 @@ class FlowAR(AnnealedModel):
         """
         check_labels(labels, self.num_classes)
         anneal = self.annealing(schedule, sampler, noise, temperature, on_step)
-        batch, last = len(labels), len(self.scales) - 1
+        device, batch, last = (self.z_proj.weight.device, len(labels), len(self.scales) - 1)
+        labels = labels.to(device, non_blocking=True)
+        embedded = embed_times(self.flownet.embed_time, anneal.times, device)
         guided = guidance.scale > 1
         condition = self.class_emb(labels)
         if guided:
             condition = torch.cat([condition, self.class_emb(torch.full_like(labels, self.num_classes))])
         modulations = self.modulations(condition)
-        length, heads = sum(side**2 for side in self.scales), condition.shape[-1] // self.head_dim
+        length, heads = (sum(side**2 for side in self.scales[:-1]), condition.shape[-1] // self.head_dim)
         caches = [KVCache(len(condition), heads, length, self.head_dim, condition) for _ in self._blocks]
-        ropes = zip(self._ropes(labels.device, self.head_dim), self._ropes(labels.device, HEAD_DIM), strict=True)
+        ropes = zip(self._ropes(device, self.head_dim), self._ropes(device, HEAD_DIM), strict=True)
         sample = condition.new_zeros(0)
         for step, (side, where, (rope, head_rope)) in enumerate(zip(self.scales, self._slices, ropes, strict=True)):
             x = condition[:, None]
             if step > 0:
                 x = self.z_proj(self._next_input(sample, side)).repeat(1 + guided, 1, 1)
-            z = self.backbone(x, where, rope, modulations, caches=caches)
+            z = self.backbone(x, where, rope, modulations, caches=caches, keep=step < last)
             scale = max(guidance.at(step / last if last else 1.0), 1.0)
-            velocity = self.flownet.velocity(z if scale > 1 else z[:batch], head_rope)
+            z = z if scale > 1 else z[:batch]
+            velocity = self.flownet.velocity(z, head_rope, anneal.times[step], embedded[step])
             network = guided_velocity(velocity, scale, guidance.max_time, condition.dtype)
             tokens = anneal(step, network, side**2, self.z_proj.in_features)
             sample = rearrange(tokens.float(), "b (h w) c -> b c h w", h=side).to(condition.dtype)

@@ -6,7 +6,7 @@ names are as released.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from ..guidance import Guidance
 from ..noise import NoiseSource
 from ..schedule import StepSchedule
 from ..trace import StepTrace
+from .checks import Arguments
 from .mar import MAR, Positions, autoregress
 from .vae import VAE, AutoencoderKL, SpaceToDepth
 
@@ -45,7 +46,7 @@ class PromptCache:
     mask: Tensor
 
 
-def _tie_word_embeddings(model: Harmon, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+def _tie_word_embeddings(model: Harmon, state: dict[str, Tensor], prefix: str, *_: object) -> None:
     """Fill the language model's output layer from its embedding: they are one, and only some files hold a copy."""
     if model.llm.config.tie_word_embeddings and f"{prefix}llm.model.embed_tokens.weight" in state:
         state[f"{prefix}llm.lm_head.weight"] = state[f"{prefix}llm.model.embed_tokens.weight"]
@@ -68,8 +69,8 @@ class Harmon(AnnealedModel):
     def __init__(
         self,
         *,
-        mar: Mapping[str, Any] | None = None,
-        llm: Mapping[str, Any] | None = None,
+        mar: Arguments | None = None,
+        llm: Arguments | None = None,
         vae: str = "kl16",
     ) -> None:
         super().__init__()
@@ -82,6 +83,7 @@ class Harmon(AnnealedModel):
         if vae not in ("kl16", "space_to_depth"):
             raise ValueError(f"vae is {vae!r}; allowed are kl16 and space_to_depth")
         self.vae: VAE = AutoencoderKL(channels) if vae == "kl16" else SpaceToDepth(round(channels**0.5))
+        # Any: transformers' classes are not typed.
         self.llm: Any = Qwen2ForCausalLM(Qwen2Config(**{"tie_word_embeddings": True, **(llm or {})}))
         if self.mar.grad_checkpointing:
             # Renamed within transformers 5.
@@ -162,8 +164,8 @@ class Harmon(AnnealedModel):
 
     def forward(
         self,
-        text_to_image: Mapping[str, Any] | None = None,  # Any: arguments of methods
-        image_to_text: Mapping[str, Any] | None = None,
+        text_to_image: Arguments | None = None,
+        image_to_text: Arguments | None = None,
     ) -> Tensor:
         """Sum `text_to_image_loss` and `image_to_text_loss` of the arguments given; distributed training wraps this."""
         loss = self.mar.mask_token.new_zeros(())
@@ -287,7 +289,7 @@ class Harmon(AnnealedModel):
         return self.mar.unpatchify(tokens, shape)
 
     @torch.no_grad()
-    def answer(self, latents: Tensor, input_ids: Tensor, image_token: int, **generation: Any) -> Tensor:
+    def answer(self, latents: Tensor, input_ids: Tensor, image_token: int, **generation: object) -> Tensor:
         """Generate answers, token ids [B, new tokens], to prompts about images, latents [B, C, H, W].
 
         `input_ids` [B, T] have `image_token` where each visual feature belongs; `generation` goes to transformers'

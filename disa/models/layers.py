@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+from ..solver import Times
 
 
 class TimestepEmbedding(nn.Module):
@@ -24,6 +27,55 @@ class TimestepEmbedding(nn.Module):
         exponents = torch.arange(self.FREQUENCIES, dtype=torch.float32, device=t.device) / self.FREQUENCIES
         angles = t.float()[:, None] * torch.exp(-math.log(10000) * exponents)
         return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(next(self.mlp.parameters()).dtype))
+
+
+def embed_times(embed: Callable[[Tensor], Tensor], times: Sequence[Times], device: torch.device) -> list[Tensor]:
+    """Embed the times of all AR steps of a generation at once, before its loop: [len(times[step]), W] for each step."""
+    flat = [t for step in times for t in step]
+    return list(embed(upload(flat, device)).split([len(step) for step in times]))
+
+
+def upload(values: Sequence[float], device: torch.device) -> Tensor:
+    """Copy numbers to `device` without waiting for it: float32 [N]."""
+    tensor = torch.tensor(values, dtype=torch.float32, device="cpu")
+    if device.type == "cuda" and torch.cuda.is_available():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+class AdaLinear(nn.Linear):
+    """The linear layer of an adaLN, whose bias holds the 1 of every `1 + scale`: a modulation is then one `addcmul`.
+
+    Args:
+        width: of input and of each part of the output.
+        parts: gates, scales and shifts.
+        scales: which parts are scales.
+    """
+
+    def __init__(self, width: int, parts: int, scales: Sequence[int]) -> None:
+        super().__init__(width, parts * width)
+        self.parts, self.scales = parts, tuple(scales)
+        self._cached: tuple[int, Tensor] | None = None  # the bias's version, and the bias with ones
+
+    def bias_with_ones(self) -> Tensor:
+        """The bias with 1 added to the scales, kept until the bias changes."""
+        version = self.bias._version
+        if self._cached is not None and self._cached[0] == version and not torch.is_grad_enabled():
+            return self._cached[1]
+        parts = [part + (i in self.scales) for i, part in enumerate(self.bias.chunk(self.parts))]
+        bias = torch.cat(parts)
+        if not torch.is_grad_enabled():
+            self._cached = (version, bias)
+        return bias
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaLinear:
+        self._cached = None  # moved or converted, a parameter keeps its version
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def forward(self, y: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """y [..., W] -> gates, scales with 1 added, and shifts, [..., W] each."""
+        return F.linear(y, self.weight, self.bias_with_ones()).chunk(self.parts, dim=-1)
 
 
 class Attention(nn.Module):
@@ -91,11 +143,6 @@ def take_rows(x: Tensor, rows: Tensor) -> Tensor:
 def put_rows(x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
     """x [B, L, W] with its rows `rows` [B, Q] replaced by `values` [B, Q, W]."""
     return x.scatter(1, rows[..., None].expand(-1, -1, x.shape[-1]), values)
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """`x · (1 + scale) + shift`."""
-    return torch.addcmul(x + shift, x, scale)
 
 
 def initialize(model: nn.Module) -> None:

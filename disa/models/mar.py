@@ -5,8 +5,10 @@ Li et al., "Autoregressive Image Generation without Vector Quantization", 2024. 
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -23,8 +25,9 @@ from ..schedule import StepSchedule
 from ..solver import Times
 from ..trace import StepTrace
 from .checks import check_arguments, check_labels
-from .layers import Block, TimestepEmbedding, initialize, modulate, put_rows, take_rows
+from .layers import AdaLinear, Block, TimestepEmbedding, embed_times, initialize, put_rows, take_rows
 
+Modulation = tuple[Tensor, ...]  # shift, 1 + scale, gate
 # (tokens [B, L, C], known [B, K], wanted [B, T]) -> conditions [B, T, W]; with guidance [2B, T, W], conditional first
 Backbone = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -36,12 +39,12 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.in_ln = nn.LayerNorm(width, eps=1e-6)
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), AdaLinear(width, 3, scales=(1,)))
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """x, y [N, W] -> [N, W]."""
-        shift, scale, gate = self.adaLN_modulation(y).chunk(3, dim=-1)
-        return torch.addcmul(x, gate, self.mlp(modulate(self.in_ln(x), shift, scale)))
+    def forward(self, x: Tensor, y: Tensor | Modulation) -> Tensor:
+        """x, and y, SiLU of time and condition [N, W], or the shift, 1 + scale and gate that it gives -> [N, W]."""
+        shift, scale, gate = self.adaLN_modulation[1](y) if isinstance(y, Tensor) else y
+        return torch.addcmul(x, gate, self.mlp(torch.addcmul(shift, self.in_ln(x), scale)))
 
 
 class FinalLayer(nn.Module):
@@ -51,11 +54,12 @@ class FinalLayer(nn.Module):
         super().__init__()
         self.norm_final = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.linear = nn.Linear(width, out_channels)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), AdaLinear(width, 2, scales=(1,)))
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        shift, scale = self.adaLN_modulation(y).chunk(2, dim=-1)
-        return self.linear(modulate(self.norm_final(x), shift, scale))
+    def forward(self, x: Tensor, y: Tensor | Modulation) -> Tensor:
+        """x, and y as in `ResidualBlock`, [N, W] -> [N, C]."""
+        shift, scale = self.adaLN_modulation[1](y) if isinstance(y, Tensor) else y
+        return self.linear(torch.addcmul(shift, self.norm_final(x), scale))
 
 
 class HeadNetwork(nn.Module):
@@ -68,17 +72,44 @@ class HeadNetwork(nn.Module):
         self.input_proj = nn.Linear(channels, width)
         self.res_blocks = nn.ModuleList(ResidualBlock(width) for _ in range(depth))
         self.final_layer = FinalLayer(width, 2 * channels)
+        self._joined: tuple[list[tuple[int, int]], Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Noisy tokens x [N, C] at timesteps t [N], with conditions z [N, W] -> epsilon [N, C], v [N, C]."""
-        return self.predict(self.input_proj(x), self.time_embed(t) + self.cond_embed(z))
+        y = F.silu(self.time_embed(t) + self.cond_embed(z))
+        return self.predict(self.input_proj(x), [y] * (1 + len(self.res_blocks)))
 
-    def predict(self, h: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The same from embedded tokens h and embedded time and condition y, both [N, head width]."""
-        for block in self.res_blocks:
-            h = block(h, y)
-        epsilon, v = self.final_layer(h, y).float().chunk(2, dim=-1)
+    def predict(self, h: Tensor, y: Sequence[Tensor | Modulation]) -> tuple[Tensor, Tensor]:
+        """The same from embedded tokens h [N, head width] and what each block and the final layer take as y."""
+        for block, own in zip(self.res_blocks, y[:-1], strict=True):
+            h = block(h, own)
+        epsilon, v = self.final_layer(h, y[-1]).float().chunk(2, dim=-1)
         return epsilon, v
+
+    def modulations(self, y: Tensor) -> list[Modulation]:
+        """SiLU of time and condition y [..., W] -> what `predict` needs, by one matrix product; `join` comes first."""
+        assert self._joined is not None
+        _, weight, bias = self._joined
+        parts = iter(F.linear(y, weight, bias).chunk(weight.shape[0] // weight.shape[1], dim=-1))
+        return [tuple(itertools.islice(parts, layer.parts)) for layer in self._ada_layers]
+
+    def join(self) -> None:
+        """Join the adaLN projections of all blocks in one matrix, kept until one of them changes."""
+        layers = list(self._ada_layers)
+        versions = [(layer.weight._version, layer.bias._version) for layer in layers]
+        if self._joined is None or self._joined[0] != versions:
+            biases = [layer.bias_with_ones() for layer in layers]
+            self._joined = (versions, torch.cat([layer.weight for layer in layers]), torch.cat(biases))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HeadNetwork:
+        self._joined = None  # moved or converted, a parameter keeps its version
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    @property
+    def _ada_layers(self) -> Iterator[AdaLinear]:
+        for block in (*self.res_blocks, self.final_layer):
+            yield block.adaLN_modulation[1]
 
 
 class DiffusionHead(nn.Module):
@@ -96,27 +127,27 @@ class DiffusionHead(nn.Module):
         epsilon, v = self.net(xt.to(z.dtype), t, z)
         return self.process.loss(epsilon, v, x0, xt, t, noise).mean()
 
-    def network(self, z: Tensor, times: Times, scale: float) -> Network:
-        """Bind conditions and guidance: the network (x [B, T, C], t) -> (epsilon, v) of one AR step.
+    def guided(self, z: Tensor, times: Times, embedded: Tensor, scale: float) -> Network:
+        """Bind the conditions of one AR step: the network (x [B, T, C], t) -> (epsilon, v).
 
         Args:
-            z: conditions [B, T, W]; with a guidance `scale` other than 1 [2B, T, W], conditional rows first.
-            times: every t that will be asked for.
+            z: [B, T, W]; with a guidance `scale` other than 1 [2B, T, W], conditional rows first.
+            times, embedded: the times to come, and their embeddings [N, head width].
         """
+        place = {t: i for i, t in enumerate(times)}
+        return partial(self._evaluate, self.net.cond_embed(z), embedded, place, scale)
+
+    def _evaluate(
+        self, rows: Tensor, embedded: Tensor, place: dict[float, int], scale: float, x: Tensor, t: float
+    ) -> tuple[Tensor, Tensor]:
         net, guided = self.net, scale != 1
-        rows = net.cond_embed(z)
-        embedded = dict(zip(times, net.time_embed(torch.tensor(times, device=z.device)), strict=True))
-
-        def network(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
-            h = net.input_proj(x.to(z.dtype))
-            epsilon, v = net.predict(torch.cat([h, h]) if guided else h, rows + embedded[t])
-            if not guided:
-                return epsilon, v
-            # Guidance acts on epsilon alone; the variance stays the conditional branch's.
-            conditional, unconditional = epsilon.chunk(2)
-            return combine(conditional, unconditional, scale), v.chunk(2)[0]
-
-        return network
+        h, y = net.input_proj(x.to(rows.dtype)), F.silu(rows + embedded[place[t]])
+        epsilon, v = net.predict(torch.cat([h, h]) if guided else h, net.modulations(y))
+        if not guided:
+            return epsilon, v
+        # Guidance acts on epsilon alone; the variance stays the conditional branch's.
+        conditional, unconditional = epsilon.chunk(2)
+        return combine(conditional, unconditional, scale), v.chunk(2)[0]
 
 
 def autoregress(
@@ -137,7 +168,8 @@ def autoregress(
         )
     orders = anneal.noise.orders(length)
     tokens = torch.zeros(len(orders), length, head.channels, device=orders.device)
-    masked = length
+    embedded, masked = (embed_times(head.net.time_embed, anneal.times, orders.device), length)
+    head.net.join()
     for step in range(num_iter):
         keep = min(max(math.floor(length * math.cos(math.pi / 2 * (step + 1) / num_iter)), 1), masked - 1)
         scale = guidance.at((length - keep) / length)
@@ -145,7 +177,8 @@ def autoregress(
         wanted = orders[:, left:masked].sort().values
         known = orders[:, masked:].sort().values
         z = backbone(tokens, known, wanted)
-        new = anneal(step, head.network(z, anneal.times[step], scale), masked - left, head.channels)
+        network = head.guided(z, anneal.times[step], embedded[step], scale)
+        new = anneal(step, network, masked - left, head.channels)
         tokens = put_rows(tokens, wanted, new)
         masked = left
     check_finite(tokens)
@@ -209,9 +242,9 @@ class MAR(AnnealedModel):
         if width % num_heads:
             raise ValueError(f"width is {width}; it must be a multiple of num_heads = {num_heads}")
         self.grid = image_size // latent_stride // patch_size
-        self.patch_size, self.num_classes, self.buffer_size = patch_size, num_classes, buffer_size
+        self.patch_size, self.num_classes, self.buffer_size = (patch_size, num_classes, buffer_size)
         self.label_drop_prob, self.mask_ratio_min = label_drop_prob, mask_ratio_min
-        self.diffusion_batch_mul, self.grad_checkpointing = diffusion_batch_mul, grad_checkpointing
+        self.diffusion_batch_mul, self.grad_checkpointing = (diffusion_batch_mul, grad_checkpointing)
         channels = latent_channels * patch_size**2
 
         def blocks() -> nn.ModuleList:
@@ -349,7 +382,7 @@ class MAR(AnnealedModel):
                 self._masked_count(tokens.shape[1]),
             )
         else:
-            order, masked = mask.argsort(dim=1, descending=True, stable=True), int(mask[0].sum())
+            order, masked = (mask.argsort(dim=1, descending=True, stable=True), int(mask[0].sum()))
         return order[:, masked:].sort().values, order[:, :masked].sort().values
 
     def head_loss(
@@ -412,6 +445,7 @@ class MAR(AnnealedModel):
             FloatingPointError: a latent came out as NaN or infinite.
         """
         check_labels(labels, self.num_classes)
+        labels = labels.to(self.mask_token.device, non_blocking=True)
         anneal = self.annealing(schedule, sampler, noise, temperature, on_step, num_iter)
         embedding = self.class_emb(labels)
         if guidance.active:

@@ -6,7 +6,8 @@ released.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from einops import rearrange
@@ -17,10 +18,13 @@ from ..flow import SOLVERS, interpolate, linspace, velocity_loss
 from ..guidance import Guidance, guided_velocity
 from ..noise import NoiseSource
 from ..schedule import StepSchedule
+from ..solver import Times
 from ..trace import StepTrace
 from .checks import check_arguments, check_labels
-from .layers import TimestepEmbedding, initialize
-from .rotary import KVCache, ModulatedBlock, RMSNorm, RoPE, grid_rope
+from .layers import TimestepEmbedding, embed_times, initialize
+from .rotary import KVCache, ModulatedBlock, Modulation, RMSNorm, grid_rope
+
+MODULATED = 2**24  # channels, over times, images and blocks, up to which modulations are computed together
 
 
 def flow_times(steps: int) -> tuple[float, ...]:
@@ -73,7 +77,7 @@ class XAR(AnnealedModel):
             raise ValueError(
                 f"width is {width}; it must be a multiple of 4 · num_heads = {4 * num_heads}, for 2-D rotary positions"
             )
-        self.grid, self.cells_per_side, self.num_classes = grid, cells_per_side, num_classes
+        self.grid, self.cells_per_side, self.num_classes = (grid, cells_per_side, num_classes)
         self.ar_steps = self.cells
         self.head_dim, self.label_drop_prob = width // num_heads, label_drop_prob
 
@@ -118,12 +122,15 @@ class XAR(AnnealedModel):
         n, side = self.cells_per_side, self.grid // self.cells_per_side
         return rearrange(cells, "b (n m) (h w) c -> b c (n h) (m w)", n=n, h=side)
 
-    def _rope(self, device: torch.device) -> RoPE:
+    def _rope(self, device: torch.device) -> Tensor:
         """Rotary embeddings of the whole sequence, cell by cell."""
-        grid, n = grid_rope(self.grid, self.head_dim, device), self.cells_per_side
-        split = {"n": n, "m": n, "h": self.grid // n}
-        cos, sin = (rearrange(part, "(n h m w) d -> (n m h w) d", **split) for part in grid)
-        return cos, sin
+        n, side = self.cells_per_side, self.grid // self.cells_per_side
+        grid = grid_rope(self.grid, self.head_dim, device)
+        return rearrange(grid, "(n h m w) d two -> (n m h w) d two", n=n, m=n, h=side)
+
+    def modulations(self, condition: Tensor) -> list[Modulation]:
+        """Conditions [..., 1 or L, W] -> the modulation of every block."""
+        return [block.modulation(condition) for block in self._blocks]
 
     @property
     def _blocks(self) -> Iterator[ModulatedBlock]:
@@ -134,19 +141,19 @@ class XAR(AnnealedModel):
         self,
         x: Tensor,
         where: slice,
-        condition: Tensor,
-        rope: RoPE,
+        modulations: Sequence[Modulation],
+        rope: Tensor,
         mask: Tensor | None = None,
         caches: list[KVCache] | None = None,
         keep: bool = True,
     ) -> Tensor:
-        """Tokens x [B, L, C] at `where` in the sequence, with conditions [B, 1 or L, W] -> velocity [B, L, C]."""
-        rope = (rope[0][where], rope[1][where])
+        """Tokens x [B, L, C] at `where` in the sequence, with the modulations of all blocks -> velocity [B, L, C]."""
+        rope = rope[where]
         x = self.z_proj_ln(self.z_proj(x) + self.encoder_pos_embed_learned[:, where])
         for i, block in enumerate(self._blocks):
             if i == len(self.encoder_blocks):
                 x = self.decoder_embed(self.encoder_norm(x)) + self.decoder_pos_embed_learned[:, where]
-            x = block(x, block.modulation(condition), rope, mask=mask, cache=caches[i] if caches else None, keep=keep)
+            x = block(x, modulations[i], rope, mask, caches[i] if caches else None, keep)
         return self.pred(self.decoder_norm(x))
 
     def _time(self, t: Tensor) -> Tensor:
@@ -182,7 +189,8 @@ class XAR(AnnealedModel):
         cell_of = torch.arange(self.cells, device=device).repeat_interleave(tokens)
         mask = cell_of[:, None] >= cell_of[None]
         noisy = interpolate(x0, eps, t.T)
-        velocity = self.transform(noisy.flatten(1, 2), slice(None), condition, self._rope(device), mask)
+        modulations = self.modulations(condition)
+        velocity = self.transform(noisy.flatten(1, 2), slice(None), modulations, self._rope(device), mask)
         return velocity_loss(velocity.float(), x0.flatten(1, 2), eps.flatten(1, 2))
 
     @torch.no_grad()
@@ -203,29 +211,55 @@ class XAR(AnnealedModel):
         is not 1; `temperature` is a factor on the noise that steps add. All else as for `MAR.generate`.
         """
         check_labels(labels, self.num_classes)
+        device = self.pred.weight.device
+        labels = labels.to(device, non_blocking=True)
         anneal = self.annealing(schedule, sampler, noise, temperature, on_step)
-        last, device = self.cells - 1, labels.device
+        *embedded, at_zero = embed_times(self._time, [*anneal.times, (0.0,)], device)
         of_class = self.class_emb(labels)
         if guidance.active:
             of_class = torch.cat([of_class, self.class_emb(torch.full_like(labels, self.num_classes))])
-        rope, tokens, heads = self._rope(device), self.grid**2 // self.cells, of_class.shape[-1] // self.head_dim
+        last, rope, tokens = (self.cells - 1, self._rope(device), self.grid**2 // self.cells)
+        heads = of_class.shape[-1] // self.head_dim
         caches = [KVCache(len(of_class), heads, self.grid**2, self.head_dim, of_class) for _ in self._blocks]
+        finished = self.modulations((of_class + at_zero)[:, None])
         cells: list[Tensor] = []
         for step in range(self.cells):
             where = slice(step * tokens, (step + 1) * tokens)
             if cells:  # the finished cell joins the caches, as what it is: data, at time 0
-                before = slice(where.start - tokens, where.start)
-                finished = cells[-1].to(of_class.dtype).repeat(1 + guidance.active, 1, 1)
-                condition = (of_class + self._time(torch.zeros(1, device=device)))[:, None]
-                self.transform(finished, before, condition, rope, caches=caches)
-
-            def velocity(x: Tensor, t: float, where: slice = where) -> Tensor:
-                condition = of_class[: len(x)] + self._time(torch.tensor([t], device=device))
-                return self.transform(x, where, condition[:, None], rope, caches=caches, keep=False)
-
+                before, x = (slice(where.start - tokens, where.start), cells[-1].to(of_class.dtype))
+                self.transform(x.repeat(1 + guidance.active, 1, 1), before, finished, rope, caches=caches)
+            velocity = self._bind(where, of_class, anneal.times[step], embedded[step], rope, caches)
             scale = guidance.at(step / last if last else 1.0)
             network = guided_velocity(velocity, scale, guidance.max_time, of_class.dtype)
             cells.append(anneal(step, network, tokens, self.z_proj.in_features))
         latents = self.from_cells(torch.stack(cells, dim=1)).float()
         check_finite(latents)
         return latents
+
+    def _bind(
+        self, where: slice, of_class: Tensor, times: Times, embedded: Tensor, rope: Tensor, caches: list[KVCache]
+    ) -> Callable[[Tensor, float], Tensor]:
+        """The field (x [b, T, C], t) -> v of the cell at `where`, of the first b of the conditions."""
+        place, every = {t: i for i, t in enumerate(times)}, None
+        if len(times) * of_class.numel() * len(caches) <= MODULATED:  # of each block [times, B, 1, W]
+            every = self.modulations((of_class + embedded[:, None])[:, :, None])
+        return partial(self._evaluate, (where.start, where.stop), of_class, place, embedded, every, rope, caches)
+
+    def _evaluate(
+        self,
+        where: tuple[int, int],
+        of_class: Tensor,
+        place: dict[float, int],
+        embedded: Tensor,
+        every: list[Modulation] | None,
+        rope: Tensor,
+        caches: list[KVCache],
+        x: Tensor,
+        t: float,
+    ) -> Tensor:
+        i, rows = place[t], len(x)
+        if every is None:
+            modulations = self.modulations((of_class[:rows] + embedded[i])[:, None])
+        else:
+            modulations = [tuple(part[i, :rows] for part in modulation) for modulation in every]
+        return self.transform(x, slice(*where), modulations, rope, caches=caches, keep=False)

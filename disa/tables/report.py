@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Row = TypeVar("Row")
 Value = TypeVar("Value")
+Anything = Any  # of several types: a cell's value, an argument of matplotlib
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -46,11 +47,11 @@ class Column(Generic[Row, Value]):
         return ABSENT if value is None else self.write(value)
 
 
-Columns = Sequence[Column[Row, Any]]  # Any: their values are of several types
+Columns = Sequence[Column[Row, Anything]]
 times = "{:.1f}×".format  # writes how many times as much
 
 
-def column(key: str, header: str, write: Callable[[Any], str] = str) -> Column[Mapping[str, Any], Any]:
+def column(key: str, header: str, write: Callable[[Anything], str] = str) -> Column[Mapping[str, Anything], Anything]:
     """Make a column of rows that are mappings, with values of any type, from its key in them."""
     return Column(header, lambda row: row.get(key), write)
 
@@ -163,12 +164,12 @@ def new_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _label(axes: Axes, text: str, place: tuple[float, float], offset: tuple[float, float], **look: Any) -> None:
+def _label(axes: Axes, text: str, place: tuple[float, float], offset: tuple[float, float], **look: Anything) -> None:
     """Write `text` at an offset in points from a place; `look` holds matplotlib's arguments, of any type."""
     axes.annotate(text, place, offset, textcoords="offset points", **look)
 
 
-def _join(axes: Axes, points: Sequence[Point], **look: Any) -> None:  # Any: arguments of matplotlib
+def _join(axes: Axes, points: Sequence[Point], **look: Anything) -> None:
     """Draw a line through points."""
     axes.plot(*zip(*((point.cost, point.distance) for point in points), strict=True), linewidth=1, zorder=1, **look)
 
@@ -262,7 +263,7 @@ img { width: 100%; border-radius: 4px; background: #fff; } figcaption { color: v
 </style>"""
 
 
-def write_report(path: str | Path, title: str, sections: Sequence[Section[Any]]) -> None:  # Any: of several rows
+def write_report(path: str | Path, title: str, sections: Sequence[Section[Anything]]) -> None:
     """Write a self-contained HTML page: nothing in it is loaded from elsewhere."""
     title, body = html.escape(title), "".join(section.to_html() for section in sections)
     write_text(path, f"{_HEAD}<title>{title}</title></head><body><h1>{title}</h1>{body}</body></html>\n")

@@ -39,11 +39,10 @@ def test_released_tables_are_rebuilt():
 
 @pytest.mark.parametrize(("prefix", "cross_attention"), [("self", False), ("cross", True)])
 def test_flow_head(prefix, cross_attention):
-    recorded, turn = load_reference("flowar/flow_head.npz"), grid_rope(8, 64)
+    recorded, rope = load_reference("flowar/flow_head.npz"), grid_rope(8, 64)
     head = small_flowar(cross_attention=cross_attention).flownet
     with torch.no_grad():
-        prepared = head.prepare(recorded[f"{prefix}_condition"], turn)
-        velocity = head(recorded[f"{prefix}_x"], recorded[f"{prefix}_t"], prepared, turn)
+        velocity = head.predict(recorded[f"{prefix}_x"], recorded[f"{prefix}_t"], recorded[f"{prefix}_condition"], rope)
     assert relative_error(velocity, recorded[f"{prefix}_velocity"].numpy()) < 1e-5
 
 
