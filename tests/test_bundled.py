@@ -25,6 +25,7 @@ def test_weights_are_small_and_have_a_card(name):
 
 
 @pytest.mark.parametrize("name", [name for name in MODEL_NAMES if name != "harmon_fashion"])
+@pytest.mark.slow
 def test_images_show_what_is_asked_for(name):
     sampling, ids = bundled_settings(name)["disa"], range(60)
     generator = LabelGenerator(load_model(name), SpaceToDepth(), sampling, torch.device("cpu"))

@@ -41,6 +41,7 @@ def call(monkeypatch, capsys):
 
 
 @families
+@pytest.mark.slow
 def test_train_and_evaluate(folder, data, call, tmp_path):
     training_script, _, fixed, evaluations = FAMILIES[folder]
     where = ["--output_dir", tmp_path / "trained", "--log_dir", tmp_path / "log", "--data_path", data]
@@ -115,6 +116,7 @@ def test_impossible_settings_end_in_one_sentence(folder, call, tmp_path):
     assert end.value.code == 2
 
 
+@pytest.mark.slow
 def test_xar_trains_under_its_released_name_too():
     assert "--num_sampling_steps" in run("main_mar.py", "--help", cwd=ROOT / "xAR_DiSA").stdout
 

@@ -20,6 +20,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 def test_the_real_command_ends_in_one_sentence_too(tmp_path):
     ended = run("-m", "disa", "checkpoints", "export", "nowhere.pth", "out", cwd=tmp_path, code=2)
     assert ended.stdout == ""

@@ -191,6 +191,7 @@ def test_folded_norms_change_no_feature(side):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_without_the_extra_results_are_read_and_the_command_that_installs_it_is_named():
     program = (
         "import sys; sys.modules['torch_fidelity'] = None\nimport disa.evaluation.results\nimport disa.evaluation.run"

@@ -221,6 +221,7 @@ class LiteOfFidelity(FeatureExtractorBase):
         return tuple(outputs[name] for name in self.features_list)
 
 
+@pytest.mark.slow
 def test_scores_are_torch_fidelitys(folders):
     register_feature_extractor("lite-of-disa", LiteOfFidelity)
     ours, real = (extract_features(image_files(folder), "efficientnet-lite0", batch_size=16) for folder in folders)

@@ -160,6 +160,7 @@ def test_only_bundled_models_have_bundled_settings():
         bundled_settings("mar_base")
 
 
+@pytest.mark.slow
 def test_recipes_are_listed_with_the_core_dependencies_alone(tmp_path):
     """In a folder that is no checkout, without what evaluation, training and Harmon need."""
     program = """

@@ -238,6 +238,7 @@ def test_metrics_can_be_chosen(tables):
     assert DISTANCE not in row
 
 
+@pytest.mark.slow
 def test_a_damaged_record_is_measured_again(tables):
     assert ask(tables, "both/mar_fashion-disa") == 0
     (record,) = Path("out/mar_fashion").glob("*/results.json")
@@ -352,6 +353,7 @@ def test_a_killed_run_goes_on_where_it_was(launch, tables):
 # --------------------------------------------------------------------------------------------------------------- sweep
 
 
+@pytest.mark.slow
 def test_sweep_marks_what_no_row_beats(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     counts = ("--flow_upper_steps", "2", "3", "--flow_lower_steps", "1", "3")
