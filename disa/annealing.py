@@ -164,13 +164,19 @@ def check_temperature(temperature: float) -> None:
 
 
 def check_finite(result: Tensor, what: str = "latents") -> None:
-    """Refuse the result of a generation that holds NaN or infinity, on the CPU: a look at a GPU's would wait for it.
+    """Refuse the result of a generation that holds NaN or infinity.
 
     Raises:
         FloatingPointError: naming what it is.
     """
-    if result.device.type == "cpu" and not result.isfinite().all():
+    if not result.isfinite().all():
         raise FloatingPointError(
             f"generation ended with NaN or infinite {what}; check the checkpoint with `disa checkpoints verify`, "
             "or use --dtype float32"
         )
+
+
+def check_latents(latents: Tensor) -> None:
+    """`check_finite` on the CPU. On a GPU a look would wait for it; there the generator checks the decoded pixels."""
+    if latents.device.type == "cpu":
+        check_finite(latents)

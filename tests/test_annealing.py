@@ -4,6 +4,7 @@ import time
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from disa import Annealing, ImageNoise, StepSchedule, StepTrace, build_model
 from disa.annealing import AnnealedModel, check_finite, check_temperature
@@ -174,3 +175,16 @@ def test_solvers_do_what_they_say(solver: Solver):
     assert solver.solve(network, noise, times, 1.0).shape == (2, 3, 4)
     assert len(calls) == solver.evaluations(times)
     assert solver.label
+
+
+def test_pixels_are_looked_at_on_any_device_and_latents_on_the_cpu_alone():
+    """On fake CUDA tensors a look is an error, for its answer is not known."""
+    from disa.annealing import check_latents
+
+    with FakeTensorMode():
+        somewhere = torch.empty(2, device="cuda")
+        check_latents(somewhere)
+        with pytest.raises(DataDependentOutputException):
+            check_finite(somewhere, "pixels")
+    with pytest.raises(FloatingPointError, match="latents"):
+        check_latents(torch.tensor([float("nan")]))

@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..annealing import AnnealedModel, check_finite
+from ..annealing import AnnealedModel, check_latents
 from ..flow import SOLVERS, interpolate, linspace, velocity_loss
 from ..guidance import Guidance, guided_velocity
 from ..noise import NoiseSource
@@ -407,5 +407,5 @@ class FlowAR(AnnealedModel):
             network = guided_velocity(velocity, scale, guidance.max_time, condition.dtype)
             tokens = anneal(step, network, side**2, self.z_proj.in_features)
             sample = rearrange(tokens.float(), "b (h w) c -> b c h w", h=side).to(condition.dtype)
-        check_finite(sample)
+        check_latents(sample)
         return sample.float()

@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..annealing import AnnealedModel, Annealing, Network, check_finite
+from ..annealing import AnnealedModel, Annealing, Network, check_latents
 from ..diffusion import SOLVERS, GaussianProcess
 from ..guidance import Guidance, combine
 from ..noise import NoiseSource
@@ -181,7 +181,7 @@ def autoregress(
         new = anneal(step, network, masked - left, head.channels)
         tokens = put_rows(tokens, wanted, new)
         masked = left
-    check_finite(tokens)
+    check_latents(tokens)
     return tokens
 
 

@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..annealing import AnnealedModel, check_finite
+from ..annealing import AnnealedModel, check_latents
 from ..flow import SOLVERS, interpolate, linspace, velocity_loss
 from ..guidance import Guidance, guided_velocity
 from ..noise import NoiseSource
@@ -233,7 +233,7 @@ class XAR(AnnealedModel):
             network = guided_velocity(velocity, scale, guidance.max_time, of_class.dtype)
             cells.append(anneal(step, network, tokens, self.z_proj.in_features))
         latents = self.from_cells(torch.stack(cells, dim=1)).float()
-        check_finite(latents)
+        check_latents(latents)
         return latents
 
     def _bind(
