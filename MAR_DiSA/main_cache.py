@@ -17,8 +17,8 @@ from disa.commands.exit import run
 from disa.commands.flags import HelpFormatter, add_running_flags, value
 from disa.data.transforms import crop_to_tensor, to_signed
 from disa.runtime import distributed
-from disa.runtime.devices import resolve_device
 from disa.runtime.files import atomic_write
+from disa.runtime.start import announce, start
 from disa.training.data import class_folders
 from disa.weights.load import load_vae
 
@@ -57,8 +57,7 @@ def main() -> None:
     args = get_parser().parse_args()
     if not args.cached_path:
         raise ValueError("--cached_path is empty; say where the latents should go")
-    device = resolve_device(args.device)
-    distributed.setup(device)
+    device = start(args.device)
     cache(args, device)
     distributed.shutdown()
 
@@ -70,7 +69,7 @@ def cache(args: argparse.Namespace, device: torch.device) -> None:
     root = class_folders(Path(args.data_path), "--data_path")
     files = [
         (source, str(Path(args.cached_path) / Path(source).relative_to(root).with_suffix(".npz")))
-        for source, _ in ImageFolder(str(root)).samples
+        for source, _ in distributed.on_main(lambda: ImageFolder(str(root)).samples)
     ]
     sources: dict[str, str] = {}
     for source, target in files:
@@ -88,6 +87,7 @@ def cache(args: argparse.Namespace, device: torch.device) -> None:
         num_workers=args.num_workers,
         pin_memory=args.pin_mem and device.type == "cuda",
     )
+    announce(device)
     done, quiet = len(files) - len(todo), not distributed.is_main()
     with tqdm(total=len(files), initial=done, unit="img", desc="caching", disable=quiet) as bar:
         for pixels, targets in loader:

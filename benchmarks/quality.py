@@ -30,8 +30,9 @@ from disa.evaluation.results import Results, Scores
 from disa.evaluation.run import evaluate
 from disa.generation.images import image_grid, image_path
 from disa.runtime import distributed
-from disa.runtime.devices import DTYPES, resolve_device
+from disa.runtime.devices import DTYPES
 from disa.runtime.files import BUNDLED, atomic_write, write_json
+from disa.runtime.start import start
 from disa.tables.measure import load
 from disa.tables.recipes import Recipe
 from disa.tables.report import Column, Point, column, decimals, percent, plot_quality, plot_step_schedules, table
@@ -194,8 +195,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", help="auto, cuda, cpu or mps")
     args = parser.parse_args(argv)
 
-    device = resolve_device(args.device)
-    distributed.setup(device)
+    device = start(args.device)
     run_all(args, device)
     distributed.shutdown()
 

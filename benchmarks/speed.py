@@ -1,21 +1,32 @@
-"""How long a batch takes with and without diffusion step annealing, and where the time goes.
+"""How long a batch takes on the CPU: with and without diffusion step annealing, or at two commits of this repository.
 
-The settings of the demo take turns, so that whatever else the machine does affects them alike; medians are printed.
-Run from the repository's root:
-`python -m benchmarks.speed --model mar_fashion --out benchmarks/results/speed_mar_fashion.md`.
+The settings of the demo, or the commits, take turns, so that whatever else the machine does affects them alike; medians
+are printed. Run from the repository's root:
+`python -m benchmarks.speed --model mar_fashion --out benchmarks/results/speed_mar_fashion.md` or
+`python -m benchmarks.speed --against a064af6 --model mar_base --dtype bfloat16`.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from benchmarks.checkouts import ROOT, worktree
+from benchmarks.generations import SIDES
+from benchmarks.launches import count, find_recipe, models, wrap
 from disa import ImageNoise, load_model
 from disa.commands.demo import NAMES, bundled_recipes
 from disa.commands.flags import HelpFormatter
@@ -23,10 +34,9 @@ from disa.evaluation.run import versions
 from disa.generation.generators import Sampling, image_seed
 from disa.models.flowar import FlowAR
 from disa.models.mar import MAR
-from disa.runtime.devices import describe_device, resolve_device
-from disa.runtime.files import atomic_write
+from disa.runtime.devices import DTYPES, describe_device, resolve_device
 from disa.runtime.timing import Stopwatch
-from disa.tables.report import column, decimals, percent, table, times
+from disa.tables.report import column, decimals, percent, table, times, write_text
 
 PARTS = ("backbone", "head", "noise")
 COLUMNS = (
@@ -37,6 +47,17 @@ COLUMNS = (
     *(column(part, part, percent) for part in PARTS),
     column("overhead", "loop and noise", percent),
 )
+COMPARED = (
+    column("model", "model"),
+    column("batch", "batch"),
+    column("before", "seconds before", decimals(2)),
+    column("now", "seconds now", decimals(2)),
+    column("speed_up", "speed-up", "{:.2f}×".format),
+    column("difference", "largest relative difference of latents", "{:.1e}".format),
+    column("share_before", "of the product rate before", percent),
+    column("share", "now", percent),
+)
+AR_STEPS = 16  # of full-size models whose number of AR steps can be chosen: a CPU takes long
 
 
 def timed(clock: Stopwatch, part: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -88,20 +109,99 @@ def instrument(model: Any, clock: Stopwatch) -> None:
         model.transform = head(model.transform)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks.speed", description=__doc__, formatter_class=HelpFormatter)
-    recipes = bundled_recipes()
-    text = f"one of {', '.join(recipes)}"
-    parser.add_argument("--model", default="mar_fashion", choices=recipes, metavar="NAME", help=text)
-    parser.add_argument("--batch_size", type=int, default=64, help="images per batch")
-    parser.add_argument("--rounds", type=int, default=5, help="batches of each setting")
-    parser.add_argument("--device", default="auto", help="auto, cuda, cpu or mps")
-    parser.add_argument("--out", type=Path, default=None, help="Markdown file to write the table to")
-    args = parser.parse_args(argv)
+class Checkout:
+    """A process that generates with the code in `folder`, for a with statement; `words` are flags of `generations`."""
 
-    device = resolve_device(args.device)
-    settings = {NAMES[recipe.row]: recipe for recipe in recipes[args.model]}
-    plain, opened = (load_model(args.model).to(device) for _ in range(2))
+    def __init__(self, folder: Path, words: Sequence[str], latents: Path) -> None:
+        command = [sys.executable, "-m", "benchmarks.generations", *words, "--latents", str(latents)]
+        environment = {**os.environ, "PYTHONPATH": str(folder)}
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, cwd=folder, env=environment, stdin=pipe, stdout=pipe, text=True)
+        self.latents = latents
+
+    def __enter__(self) -> Checkout:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        if kind is not None:
+            self.process.kill()
+        self.process.communicate()  # closes its input, which ends it
+
+    def answer(self) -> dict[str, Any]:  # Any: numbers and texts
+        """Read one answer."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise ValueError(f"what generates with {' '.join(map(str, self.process.args))} has ended")  # type: ignore[arg-type]
+        return json.loads(line)
+
+    def generate(self, seed: int) -> float:
+        """Generate a batch and return its seconds; `latents` holds the file of its latents."""
+        assert self.process.stdin is not None
+        print(seed, file=self.process.stdin, flush=True)
+        return self.answer()["seconds"]
+
+
+def compare(model: str, folder: Path, args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Generate with the code in `folder` and with this, in turn: a row of the table, and the machine in words."""
+    recipe = find_recipe(model)
+    sampling, batch = recipe.sampling, args.batch_size or (64 if recipe.bundled else 1)
+    if sampling.num_iter is not None and not recipe.bundled:
+        sampling = dataclasses.replace(sampling, num_iter=args.num_iter or AR_STEPS)
+    words = ["--model", model, "--batch", str(batch), "--sampling", json.dumps(sampling.to_dict())]
+    more = ["--compiled"] if args.compiled else []
+    with (
+        tempfile.TemporaryDirectory() as place,
+        Checkout(folder, [*words, "--dtype", args.dtype_before], Path(place) / "before.pt") as before,
+        Checkout(ROOT, [*words, "--dtype", args.dtype, *more], Path(place) / "now.pt") as now,
+    ):
+        about_before, about = before.answer(), now.answer()
+        if Path(about_before["disa"]).is_relative_to(ROOT) or not Path(about["disa"]).is_relative_to(ROOT):
+            raise ValueError(f"the two sides run {about_before['disa']} and {about['disa']}")
+        seconds, differences = [], []
+        for seed in tqdm(range(args.rounds + 1), unit="round", desc=model):
+            seconds.append((before.generate(seed), now.generate(seed)))
+            expected, latents = (torch.load(one.latents).double() for one in (before, now))
+            differences.append(((latents - expected).norm() / expected.norm()).item())
+    del seconds[0]  # which warmed up
+    taken_before, taken = (statistics.median(side) for side in zip(*seconds, strict=True))
+    steps: dict[str, Any] = {} if sampling.num_iter is None else {"num_iter": sampling.num_iter}
+    flops = count(model, batch, args.dtype, **steps).total.flops
+    row = {
+        "model": model,
+        "batch": batch,
+        "before": taken_before,
+        "now": taken,
+        "speed_up": statistics.median(one / other for one, other in seconds),
+        "difference": max(differences),
+        "share_before": flops / taken_before / about_before["rate"],
+        "share": flops / taken / about["rate"],
+    }
+    rates = f"products at {about_before['rate'] / 1e9:.0f} and {about['rate'] / 1e9:.0f} GFLOP/s"
+    return row, f"{about['device']}, {rates}"
+
+
+def against(args: argparse.Namespace) -> str:
+    """Compare the models' times at a commit and now, as Markdown."""
+    with worktree(args.against) as folder:
+        found = [compare(model, folder, args) for model in args.model]
+    now = f"{args.dtype}, blocks compiled" if args.compiled else args.dtype
+    text = (
+        f"Before: commit {args.against}, {args.dtype_before}; now: {now}. The same weights and seeds in turn, medians "
+        f"of {args.rounds} rounds. Settings are those of the recipes with DiSA; full-size models have random weights, "
+        f"and MAR {args.num_iter or AR_STEPS} AR steps. Decoding is not included. torch {versions()['torch']}, "
+        f"{found[-1][1]}. Share: FLOPs of a generation by its seconds, of the best rate of products of square matrices "
+        f"of {SIDES['cpu']} rows."
+    )
+    return f"{wrap(text)}\n\n{table([row for row, _ in found], COMPARED)}\n"
+
+
+def by_setting(args: argparse.Namespace) -> str:
+    """Compare a model's settings, and the parts of each, as Markdown."""
+    device, (model,) = resolve_device(args.device), args.model
+    batch = args.batch_size or 64
+    settings = {NAMES[recipe.row]: recipe for recipe in bundled_recipes()[model]}
+    plain, opened = (load_model(model).to(device) for _ in range(2))
     clock = Stopwatch(device)
     instrument(opened, clock)
     whole: dict[str, list[dict[str, float]]] = {name: [] for name in settings}
@@ -110,10 +210,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         for turn in range(args.rounds + 1):  # the first one warms up
             for name, recipe in settings.items():
                 bar.set_postfix_str(name)
-                whole[name].append(time_batch(plain, recipe.sampling, args.batch_size, device))
+                whole[name].append(time_batch(plain, recipe.sampling, batch, device))
                 bar.update()
                 if turn:
-                    split[name].append(time_batch(opened, recipe.sampling, args.batch_size, device, clock))
+                    split[name].append(time_batch(opened, recipe.sampling, batch, device, clock))
                     bar.update()
     rows: list[dict[str, Any]] = []
     for name, recipe in settings.items():
@@ -132,17 +232,41 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows[-1]["speed_up"] = rows[0]["seconds"] / rows[-1]["seconds"]
     machine = f"torch {versions()['torch']}, {describe_device(device)}"
     text = (
-        f"{args.model}, batches of {args.batch_size}, medians of {args.rounds} rounds; {machine}\n\n"
-        + table(rows, COLUMNS)
-        + "\n"
+        f"`{model}`, batches of {batch}, medians of {args.rounds} rounds; {machine}. NFE: network function evaluations"
     )
+    return f"{wrap(f'{text} per image.')}\n\n{table(rows, COLUMNS)}\n"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.speed", description=__doc__, formatter_class=HelpFormatter)
+    classes = [name for name, recipe in models().items() if not recipe.takes_prompts]
+    text = f"of {', '.join(classes)}; without --against, one of the bundled"
+    parser.add_argument("--model", default=["mar_fashion"], nargs="+", choices=classes, metavar="NAME", help=text)
+    parser.add_argument(
+        "--batch_size", "--batch", type=int, default=None, help="images per batch; 64, or 1 of a full-size model"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="batches of each setting or commit")
+    parser.add_argument("--device", default="auto", help="auto, cuda, cpu or mps; with --against the CPU")
+    parser.add_argument("--out", type=Path, default=None, help="Markdown file to write the table to")
+    group = parser.add_argument_group("two commits")
+    group.add_argument("--against", default=None, metavar="COMMIT", help="the commit to compare with")
+    group.add_argument("--dtype", default="float32", choices=DTYPES, help="of the networks now")
+    group.add_argument("--dtype_before", default="float32", choices=DTYPES, help="of the networks before")
+    group.add_argument("--compiled", action="store_true", help="compile blocks now")
+    group.add_argument(
+        "--num_iter", type=int, default=None, help=f"AR steps of full-size models, {AR_STEPS} if not given"
+    )
+    args = parser.parse_args(argv)
+    for name in ("batch_size", "rounds", "num_iter"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise ValueError(f"--{name} is {value}; at least 1 is needed")
+    if not args.against and not (len(args.model) == 1 and find_recipe(args.model[0]).bundled):
+        raise ValueError(f"--model is {' '.join(args.model)}; without --against, one bundled model is needed")
+    text = against(args) if args.against else by_setting(args)
     print(text)
     if args.out is not None:
-        with atomic_write(args.out) as beside:
-            command = (
-                f"python -m benchmarks.speed --model {args.model} --batch_size {args.batch_size} --rounds {args.rounds}"
-            )
-            beside.write_text(f"Written by `{command}`.\n\n{text}")
+        words = " ".join(sys.argv[1:] if argv is None else argv)
+        write_text(args.out, f"{wrap(f'Written by `python -m benchmarks.speed {words}`.')}\n\n{text}")
 
 
 if __name__ == "__main__":

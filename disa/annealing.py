@@ -21,12 +21,13 @@ from .trace import StepTrace
 Network = Callable[[Tensor, float], Tensor] | Callable[[Tensor, float], tuple[Tensor, Tensor]]
 
 
-def solve(solver: Solver, network: Network, noise: Tensor, times: Times, temperature: float) -> Tensor:
-    """Run a solver as it is."""
-    return solver.solve(network, noise, times, temperature)
+# Runs a function of tensors that writes into none of them: (function, its arguments) -> its result.
+Run = Callable[..., Tensor]
 
 
-Solve = Callable[[Solver, Network, Tensor, Times, float], Tensor]
+def run(function: Callable[..., Tensor], *args: object) -> Tensor:
+    """Call `function` as it is."""
+    return function(*args)
 
 
 class Annealing:
@@ -40,7 +41,7 @@ class Annealing:
         times: number of steps -> the times to visit, of models that choose them themselves.
         temperature: factor on the noise within the diffusion steps.
         on_step: called after each AR step.
-        solve: how a solver is run, such as `disa.acceleration.CapturedSolve`.
+        run: how the solver is run, such as `disa.acceleration.Captured`.
 
     Attributes:
         times: the times that each AR step visits.
@@ -60,16 +61,10 @@ class Annealing:
         *,
         temperature: float = 1.0,
         on_step: Callable[[StepTrace], None] | None = None,
-        solve: Solve = solve,
+        run: Run = run,
     ) -> None:
         check_temperature(temperature)
-        self.solver, self.noise, self.temperature, self.on_step, self.solve = (
-            solver,
-            noise,
-            temperature,
-            on_step,
-            solve,
-        )
+        self.solver, self.noise, self.temperature, self.on_step, self.run = (solver, noise, temperature, on_step, run)
         self.counts, self.times = _plan(schedule, solver, ar_steps, times)
         self._lap = time.perf_counter()
 
@@ -84,7 +79,7 @@ class Annealing:
         """
         times = self.times[step]
         draws = self.noise.normal(step, self.solver.draws(times), tokens, channels)
-        sample = self.solve(self.solver, network, draws, times, self.temperature)
+        sample = self.run(self.solver.solve, network, draws, times, self.temperature)
         before, self._lap = self._lap, time.perf_counter()
         if self.on_step is not None:
             evaluations = self.solver.evaluations(times)
@@ -99,13 +94,13 @@ class AnnealedModel(nn.Module):
         solvers: what `sampler` may name.
         flow_times: number of steps -> the flow times to visit, of flow models.
         ar_steps: AR steps where the architecture fixes them; None where `num_iter` says how many.
-        solve: how solvers are run.
+        run: how solvers, and networks of one length, are run.
     """
 
     solvers: Mapping[str, Solver]
     flow_times: Callable[[int], Times] | None = None
     ar_steps: int | None = None
-    solve: Solve = staticmethod(solve)
+    run: Run = staticmethod(run)
 
     def generate(self, *args: Any, **kwargs: Any) -> Tensor:  # Any: labels or prompts, and what a family adds
         """Sample latents [B, C, H, W]."""
@@ -130,7 +125,7 @@ class AnnealedModel(nn.Module):
             self.flow_times,
             temperature=temperature,
             on_step=on_step,
-            solve=self.solve,
+            run=self.run,
         )
 
     def nfe(self, schedule: StepSchedule, sampler: str, num_iter: int | None = None) -> list[int]:

@@ -53,6 +53,18 @@ def test_a_trace_times_the_whole_ar_step():
     assert traces[0].seconds < 0.05 <= traces[1].seconds
 
 
+def test_the_solver_is_run_as_asked():
+    calls, noise = [], ImageNoise([1])
+
+    def run(function, *args):
+        calls.append(function)
+        return function(*args) + 1
+
+    plain, changed = (Annealing(StepSchedule(3, 3), DIFFUSION["DiSA"], 1, noise, **how) for how in ({}, {"run": run}))
+    assert torch.equal(changed(0, halves, 2, 3), plain(0, halves, 2, 3) + 1)
+    assert calls == [DIFFUSION["DiSA"].solve]
+
+
 def test_temperature_scales_the_noise_of_steps():
     still, loud = (
         Annealing(StepSchedule(5, 5), DIFFUSION["default"], 1, ImageNoise(range(500)), temperature=temperature)

@@ -44,6 +44,7 @@ EXPECTED = {
     "disa/bundled/flowar_fashion.md": {"disa", "python"},
     "disa/bundled/xar_fashion.md": {"disa", "python"},
     "disa/bundled/harmon_fashion.md": {"disa", "python", "python -m"},
+    "docs/performance.md": {"python -m"},
     **{f"benchmarks/results/{path.name}": {"python -m"} for path in ROOT.glob("benchmarks/results/*.md")},
 }
 KINDS = sorted({kind for kinds in EXPECTED.values() for kind in kinds}, key=len, reverse=True)

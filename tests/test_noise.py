@@ -1,8 +1,11 @@
 """One stream per image: independence of batch, order and count, and the right distribution."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from disa import ImageNoise
 
@@ -73,3 +76,87 @@ def test_noise_is_made_for_its_device():
     noise = ImageNoise([1], "meta")
     assert noise.normal(0, 2, 3, 4).device == noise.orders(4).device == torch.device("meta")
     assert ImageNoise([1]).normal(0, 2, 3, 4).device == torch.device("cpu")
+
+
+# Of AR steps: with fewer draws, with groups that grow, with as many numbers otherwise arranged, with gaps, from behind.
+SHAPES = {
+    "fewer draws": [(0, 9, 4, 8), (1, 7, 4, 8), (2, 3, 4, 8)],
+    "larger groups": [(0, 9, 1, 8), (1, 8, 2, 8), (2, 7, 4, 8), (3, 1, 4, 8)],
+    "rearranged": [(0, 4, 2, 8), (1, 2, 4, 8), (2, 1, 2, 16)],
+    "with gaps": [(0, 4, 2, 8), (2, 4, 2, 8), (1, 4, 2, 8), (1, 4, 2, 8)],
+}
+
+
+def ahead(seeds):
+    """Noise that is drawn ahead, as for a GPU."""
+    noise = ImageNoise(seeds)
+    noise.ahead = True
+    return noise
+
+
+@pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
+def test_noise_drawn_ahead_is_the_same(shapes, monkeypatch):
+    monkeypatch.setattr("disa.noise.AHEAD", 1)
+    noise, expected = ahead([1, 2, 3]), ImageNoise([1, 2, 3])
+    for shape in shapes:
+        assert torch.equal(noise.normal(*shape), expected.normal(*shape))
+
+
+def test_the_next_ar_step_is_drawn_by_a_thread_while_the_caller_goes_on(monkeypatch):
+    monkeypatch.setattr("disa.noise.AHEAD", 64)
+    drawn = []
+    fill = ImageNoise._fill
+    monkeypatch.setattr(
+        ImageNoise,
+        "_fill",
+        lambda self, out, rows, step: (
+            drawn.append((step, threading.current_thread() is threading.main_thread())) or fill(self, out, rows, step)
+        ),
+    )
+    noise = ahead([1, 2])
+    noise.normal(0, 4, 2, 8)
+    noise._next[1].result()
+    assert drawn == [(0, True), (1, False)]
+    noise.normal(1, 3, 2, 8)  # drawn; and is too few to draw ahead but for what came with it
+    noise._next[1].result()
+    assert drawn == [(0, True), (1, False), (2, False)]
+    noise.normal(5, 1, 1, 8)
+    assert drawn[3:] == [(5, True)]
+    assert noise._next is None
+
+
+def test_a_cpu_draws_nothing_ahead_and_a_gpu_small_noise_neither():
+    noise = ImageNoise([1])
+    assert not noise.ahead
+    noise.normal(0, 64, 64, 16)
+    assert noise._next is None
+    noise = ahead([1])
+    noise.normal(0, 1, 1, 16)
+    assert noise._next is None
+    assert ImageNoise([1], "cuda").ahead
+
+
+def test_no_thread_is_left_of_a_generation_that_ends_early(monkeypatch):
+    monkeypatch.setattr("disa.noise.AHEAD", 1)
+    before = threading.active_count()
+
+    def generate():
+        ahead([1]).normal(0, 9, 9, 9)
+        raise FloatingPointError
+
+    with pytest.raises(FloatingPointError):
+        generate()
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and thread.name.startswith("ThreadPool"):
+            thread.join(10)
+    assert threading.active_count() == before
+
+
+def test_noise_of_a_fake_gpu():
+    """No memory is pinned where there is no GPU."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        noise = ImageNoise([1, 2], "cuda")
+        for step in (0, 1):
+            drawn = noise.normal(step, 64, 64, 16)
+            assert (drawn.shape, drawn.device.type) == ((64, 2, 64, 16), "cuda")
+        assert noise.orders(8).device.type == "cuda"

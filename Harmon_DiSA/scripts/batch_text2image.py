@@ -18,8 +18,8 @@ from disa.commands.harmon import add_image_flags, get_generator, get_settings, l
 from disa.data.transforms import tile
 from disa.generation.images import generate_images, is_whole, save_image
 from disa.runtime import distributed
-from disa.runtime.devices import resolve_device
 from disa.runtime.files import atomic_write
+from disa.runtime.start import start
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -77,8 +77,7 @@ def add_summary(folder: Path, prompt: int, entry: dict[str, Any], samples: int) 
 def main() -> None:
     args, config = parse(get_parser())
     entries, folder, samples = read_entries(Path(args.data)), Path(args.output), args.grid_size**2
-    device = resolve_device(args.device)
-    distributed.setup(device)
+    device = start(args.device)
     model = load(args, config, device)
     generator = get_generator(args, model, [entry["prompt"] for entry in entries], device)
     settings = {**get_settings(args, config, model), "grid_size": args.grid_size}

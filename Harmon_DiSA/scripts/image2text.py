@@ -11,7 +11,7 @@ from disa.commands.flags import value
 from disa.commands.harmon import fit_image, load, parse, parser
 from disa.data.transforms import open_image
 from disa.generation.generators import image_shape
-from disa.runtime.devices import resolve_device
+from disa.runtime.start import start
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -27,7 +27,7 @@ def main() -> None:
     image = open_image(args.image)
     if args.max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {args.max_new_tokens}; it must be at least 1")
-    device = resolve_device(args.device)
+    device = start(args.device)
     model = load(args, config, device)
     assert model.text is not None  # `load` attached it, or failed
     stride = model.vae.stride

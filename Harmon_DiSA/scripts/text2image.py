@@ -18,7 +18,7 @@ from disa.data.transforms import tile, to_uint8
 from disa.generation.generators import PromptGenerator
 from disa.generation.images import save_image
 from disa.noise import NoiseSource
-from disa.runtime.devices import resolve_device
+from disa.runtime.start import start
 
 JPEG_ROOM = 65_000  # bytes of metadata: an EXIF segment's 64 KiB less what stands around them
 
@@ -100,7 +100,7 @@ def main() -> None:
     args, config = parse(get_parser())
     prompts = get_prompts(args)
     paths = get_paths(Path(args.output), len(prompts))
-    device = resolve_device(args.device)
+    device = start(args.device)
     model = load(args, config, device)
     generator = get_generator(args, model, prompts, device, PromptSeededGenerator)
     settings = {**get_settings(args, config, model), "grid_size": args.grid_size, "checkpoint": args.checkpoint}

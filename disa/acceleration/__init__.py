@@ -1,6 +1,7 @@
 """What makes a generation cheaper and knows no model by name: captured graphs, compiled blocks."""
 
-from .capture import CapturedSolve
-from .compile import compile_blocks
+from .capture import Captured
+from .choice import MODES, Acceleration
+from .compile import compile_blocks, compile_report
 
-__all__ = ["CapturedSolve", "compile_blocks"]
+__all__ = ["MODES", "Acceleration", "Captured", "compile_blocks", "compile_report"]

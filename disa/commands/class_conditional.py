@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
+from ..acceleration import Acceleration
 from ..generation.generators import LabelGenerator, LabelModel, Sampling
 from ..models import MODELS, build_model
 from ..models.vae import VAE, SpaceToDepth
 from ..runtime import distributed
-from ..runtime.devices import DTYPES, resolve_device
+from ..runtime.devices import DTYPES, resolve_dtype
 from ..runtime.distributed import print_main
+from ..runtime.start import announce, start
 from ..training.checkpoint import LAST, find_checkpoint
 from ..training.data import TrainingData, cached_data, fashion_data, image_folder_data
 from ..training.loop import train
@@ -76,8 +78,8 @@ class Family:
     def main(self, argv: Sequence[str] | None = None) -> None:
         """Evaluate or train, as the flags say."""
         args = self.parse(argv)
-        device = resolve_device(args.device)
-        distributed.setup(device)
+        device = start(args.device)
+        args.dtype = resolve_dtype(args.dtype, device, MODELS[args.model].half)
         (run_evaluation if args.evaluate else run_training)(args, self, device)
         distributed.shutdown()
 
@@ -90,6 +92,8 @@ def run_evaluation(args: Namespace, family: Family, device: torch.device) -> Non
         raise ValueError(f"{'; '.join(left_out)}; {advice}")
     for sentence in left_out:
         print_main(f"note: {sentence}")
+    acceleration = Acceleration(args.compile, args.graphs)
+    acceleration.check(device)
     dtype, name = DTYPES[args.dtype], family.sampling(args).name()
     model = load_model(args.model, args.resume or None, **family.arguments(args)).to(device, dtype)
     vae = get_vae(args).to(device, dtype)
@@ -97,35 +101,41 @@ def run_evaluation(args: Namespace, family: Family, device: torch.device) -> Non
         uneven = f"{args.num_images} images are not a multiple of {args.class_num} classes"
         print_main(f"note: {uneven}; the first {rest} get one more")
     folder, log = Path(args.output_dir, name), Path(args.log_dir, name)
+    announce(device, args.dtype)
+    share = -(-args.num_images // distributed.world_size())
+    for sentence in acceleration.apply(model, vae, device=device, batch_size=args.eval_bsz, images=share):
+        print_main(sentence)
     print_main(_evaluate(args, family, model, vae, specs, folder, log).summary())
     print_main(f"everything is in {folder}: results.json, samples.png{', images' if args.keep_images else ''}")
 
 
 def run_training(args: Namespace, family: Family, device: torch.device) -> None:
     """Train, from scratch or from where an earlier run stopped."""
-    specs = get_specs(args)[0] if args.online_eval else []
+    specs, settings = get_specs(args)[0] if args.online_eval else [], settings_from_flags(args)
     torch.manual_seed(args.seed)
     model = build_model(args.model, **family.arguments(args, training=True))
+    resume = find_checkpoint(args.resume) if args.resume else None
     output, data = Path(args.output_dir), get_data(args, device)
     vae = get_vae(args).to(device) if args.online_eval else None
 
     def online(averaged: nn.Module, epoch: int) -> dict[str, float]:
         assert vae is not None
-        results = _evaluate(args, family, averaged, vae, specs, output / "online" / f"epoch{epoch:04d}")
+        autocast = None if settings.dtype == torch.float32 else settings.dtype  # as in training
+        folder = output / "online" / f"epoch{epoch:04d}"
+        results = _evaluate(args, family, averaged, vae, specs, folder, autocast=autocast)
         return {f"{one.extractor}/{name}": score for one in results.metrics for name, score in one.numbers().items()}
 
-    parameters, ranks = sum(parameter.numel() for parameter in model.parameters()), distributed.world_size()
-    print_main(f"{parameters:,} parameters, {len(data.dataset):,} images, {ranks} ranks on {device.type}")
+    print_main(f"{sum(one.numel() for one in model.parameters()):,} parameters, {len(data.dataset):,} images")
     train(
         model,
         data.dataset,
         data.prepare,
-        settings_from_flags(args),
+        settings,
         device=device,
         output=output,
         log=Path(args.log_dir),
         args=args,
-        resume=find_checkpoint(args.resume) if args.resume else None,
+        resume=resume,
         evaluate=online if args.online_eval else None,
     )
     print_main(f"done; weights are in {output / LAST}")
@@ -139,16 +149,18 @@ def _evaluate(
     specs: Sequence[MetricSpec],
     folder: Path,
     log: Path | None = None,
+    autocast: torch.dtype | None = None,
 ) -> Results:
     from ..evaluation.run import evaluate
 
     weights = next(model.parameters())
     settings = {name: getattr(args, name) for name in ("model", *family.model_flags)}
+    dtype = str(autocast or weights.dtype).removeprefix("torch.") + " autocast" * (autocast is not None)
     return evaluate(
-        LabelGenerator(cast(LabelModel, model), vae, family.sampling(args), weights.device),
+        LabelGenerator(cast(LabelModel, model), vae, family.sampling(args), weights.device, autocast),
         folder,
         specs=specs,
-        settings={**settings, "dtype": str(weights.dtype).removeprefix("torch.")},
+        settings={**settings, "dtype": dtype},
         num_images=args.num_images,
         batch_size=args.eval_bsz,
         keep_images=args.keep_images,

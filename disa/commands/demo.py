@@ -13,8 +13,9 @@ from PIL import Image
 from ..evaluation.plan import plan_metrics
 from ..evaluation.run import evaluate
 from ..runtime import distributed
-from ..runtime.devices import resolve_device
+from ..runtime.devices import DTYPES, resolve_dtype
 from ..runtime.distributed import print_main
+from ..runtime.start import announce, start
 from ..tables import report
 from ..tables.measure import load
 from ..tables.recipes import Recipe, load_tables
@@ -62,8 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch_size", type=int, default=25, help="images at a time on each rank")
     parser.add_argument("--device", default="auto", help="auto, cuda, cpu or mps")
     args = parser.parse_args(argv)
-    device = resolve_device(args.device)
-    distributed.setup(device)
+    device = start(args.device)
     counts = {"num_images": args.num_images, "batch_size": args.batch_size}
     shown = {name: [dataclasses.replace(one, **counts) for one in recipes[name]] for name in args.models}
     demonstrate(shown, args.out, device, "auto")
@@ -73,7 +73,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def demonstrate(recipes: Mapping[str, Sequence[Recipe]], out: Path, device: torch.device, features: str) -> None:
     """Measure the recipes of each model, print their tables, and write the report; every rank calls this."""
     specs, left_out = plan_metrics("auto", features, "auto", bundled=True)
-    makes = {model: load(alike[0], device, torch.float32) for model, alike in recipes.items()}
+    dtype = resolve_dtype("auto", device)
+    makes = {model: load(alike[0], device, DTYPES[dtype]) for model, alike in recipes.items()}
+    announce(device, dtype)
     sections, tables = [Section[Row]("What is compared", EXPLANATION)], []
     for model, make in makes.items():
         rows: list[Row] = []
@@ -84,7 +86,7 @@ def demonstrate(recipes: Mapping[str, Sequence[Recipe]], out: Path, device: torc
                 generator,
                 out / model / recipe.sampling.name(),
                 specs=specs,
-                settings={"model": model},
+                settings={"model": model, "dtype": dtype},
                 num_images=recipe.num_images,
                 batch_size=recipe.batch_size,
             )

@@ -34,7 +34,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 def _sentence(error: Exception) -> str:
     message = str(error)
     if type(error).__name__ == "OutOfMemoryError":
-        return f"the GPU's memory is full; take a smaller batch ({message.splitlines()[0]})"
+        advice = "take a smaller batch; PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True in the environment wastes less"
+        return f"the GPU's memory is full; {advice} ({message.splitlines()[0]})"
     if "Original Traceback" in message:  # raised in a process that loads data: its last line is "Type: message"
         return message.strip().splitlines()[-1].partition(": ")[2]
     return message

@@ -55,9 +55,10 @@ def parser(description: str, model: str, models: Sequence[str], *, patches: bool
 
     group = result.add_argument_group("training")
     text = "ImageNet (its train folder holds one folder per class), or Fashion-MNIST's files"
-    value(group, "--data_path", "./data/imagenet", text)
+    # An unset variable leaves the flag without a value, which matters in training alone.
+    group.add_argument("--data_path", default="./data/imagenet", nargs="?", const="", help=text)
     switch(group, "--use_cached", "train on the latents in --cached_path")
-    value(group, "--cached_path", "", "folder of latents that main_cache.py wrote")
+    group.add_argument("--cached_path", default="", nargs="?", const="", help="folder of latents of main_cache.py")
     value(group, "--batch_size", 16, "images per step on each rank")
     value(group, "--epochs", 400, "passes over the data")
     text = "learning rate; by default blr · (images per step over all ranks) / 256"
@@ -77,7 +78,7 @@ def parser(description: str, model: str, models: Sequence[str], *, patches: bool
     group = result.add_argument_group("output")
     value(group, "--output_dir", "./output_dir", "where results and checkpoints go")
     value(group, "--log_dir", "./output_dir", "where TensorBoard's log goes")
-    add_dtype_flag(group, "; in training, of the autocast forward pass")
+    add_speed_flags(group, "; in training, of the autocast forward pass")
     add_running_flags(result, seed=1)
     return result
 
@@ -97,11 +98,17 @@ def add_device_flag(group: Group) -> None:
     value(group, "--device", "auto", "auto (what is there), cuda, cpu or mps")
 
 
-def add_dtype_flag(group: Group, more: str = "") -> None:
-    """Add a key of `DTYPES`."""
-    from ..runtime.devices import DTYPES  # imports torch, which `disa --help` need not wait for
+def add_speed_flags(group: Group, more: str = "") -> None:
+    """Add a number type, for `resolve_dtype`, and what makes networks faster, for `Acceleration`."""
+    from ..acceleration import MODES  # imports torch, which `disa --help` need not wait for
+    from ..runtime.devices import DTYPES
 
-    group.add_argument("--dtype", default="float32", choices=DTYPES, help=f"of the networks{more}")
+    text = f"of the networks{more}; auto: on CUDA float16, of Harmon bfloat16, elsewhere float32"
+    group.add_argument("--dtype", default="auto", choices=("auto", *DTYPES), help=text)
+    text = "torch.compile for the networks' blocks, in evaluation; auto: on CUDA, for some thousand images or more"
+    group.add_argument("--compile", default="auto", choices=MODES, help=text)
+    text = "CUDA graphs for the diffusion steps, in evaluation; auto: where batches are small"
+    group.add_argument("--graphs", default="auto", choices=MODES, help=text)
 
 
 def add_running_flags(parser: argparse.ArgumentParser, seed: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,18 +12,22 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
+from ..acceleration import Acceleration
 from ..data.text import UNCONDITIONAL_PROMPT, TextTokenizer
 from ..data.transforms import pad_and_resize, to_signed
 from ..generation.generators import PromptGenerator, Sampling, choose_attention, image_shape
 from ..guidance import Guidance
+from ..models import MODELS
 from ..models.harmon import Harmon
 from ..models.vae import VAE, SpaceToDepth
+from ..runtime import distributed
 from ..runtime.configs import Config, read_config
-from ..runtime.devices import DTYPES
+from ..runtime.devices import DTYPES, resolve_dtype
 from ..runtime.fingerprint import fingerprint
+from ..runtime.start import announce
 from ..schedule import StepSchedule
 from ..weights.load import load_model
-from .flags import HelpFormatter, add_device_flag, add_dtype_flag, value
+from .flags import HelpFormatter, add_device_flag, add_speed_flags, value
 
 # The flags that an image depends on, besides its prompt, its number and the weights.
 _IMAGE = ("image_size", "num_iter", "cfg", "cfg_schedule", "cfg_prompt", "temperature")
@@ -63,7 +68,7 @@ def parser(description: str) -> ArgumentParser:
     text = "pixels per side, or height x width like 512x768; multiples of 16"
     group.add_argument("--image_size", default=512, type=_pixels, help=text)
     add_device_flag(group)
-    add_dtype_flag(group)
+    add_speed_flags(group)
     return result
 
 
@@ -94,17 +99,20 @@ def parse(parser: ArgumentParser, argv: Sequence[str] | None = None) -> tuple[Na
 
 
 def load(args: Namespace, config: Config, device: torch.device) -> Harmon:
-    """Load the config's model and its text tokenizer.
+    """Load the config's model and its text tokenizer; from now on `args.dtype` says what `auto` stands for.
 
     Raises:
         FileNotFoundError, ValueError, OSError: a file is missing, or does not fit.
     """
+    Acceleration(args.compile, args.graphs).check(device)
     text = TextTokenizer.load(config["text_tokenizer"]) if config["text_tokenizer"] else None
+    args.dtype = resolve_dtype(args.dtype, device, MODELS[config["model"]].half)
     model = load_model(config["model"], args.checkpoint, vae=args.vae_path).to(device, DTYPES[args.dtype])
     if not isinstance(model, Harmon):
         raise ValueError(f"{config['model']} takes no prompts; the model of {args.config} must be one of Harmon's")
     model.text = text or model.text
     choose_attention(model.llm, device)
+    announce(device, args.dtype)
     return model
 
 
@@ -125,7 +133,7 @@ def get_generator(
             raise ValueError(f"{name} is {getattr(args, name)}; it must be at least 1")
     schedule = StepSchedule(args.upper_steps, args.lower_steps, args.annealing_strategy)
     guidance = Guidance(args.cfg, args.cfg_schedule)
-    return kind(
+    generator = kind(
         model,
         prompts,
         Sampling(args.num_iter, schedule, args.sampler, guidance, args.temperature, args.seed),
@@ -134,6 +142,11 @@ def get_generator(
         images_per_prompt=args.grid_size**2,
         cfg_prompt=args.cfg_prompt,
     )
+    images = -(-len(prompts) * generator.images_per_prompt // distributed.world_size())
+    acceleration = Acceleration(args.compile, args.graphs)
+    for sentence in acceleration.apply(model, model.vae, device=device, batch_size=args.batch_size, images=images):
+        print(sentence, file=sys.stderr)
+    return generator
 
 
 def get_settings(args: Namespace, config: Config, model: Harmon) -> dict[str, object]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..tables.recipes import Table, choose, list_tables, load_tables
-from .flags import add_device_flag, add_dtype_flag, add_metrics_flags
+from .flags import add_device_flag, add_metrics_flags, add_speed_flags
 
 
 def add_flags(parser: ArgumentParser) -> None:
@@ -38,11 +38,12 @@ def add_measuring_flags(parser: ArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=int, metavar="N", help=f"{text}; by default as many as the recipe says")
     add_metrics_flags(parser)
     add_device_flag(parser)
-    add_dtype_flag(parser)
+    add_speed_flags(parser)
 
 
 def measure(args: Namespace, tables: Sequence[Table], out: Path, title: str, *, front: bool = False) -> int:
     """Measure `tables` as the flags say; arguments and exit code are those of `tables.reproduce.reproduce`."""
+    from ..acceleration import Acceleration
     from ..tables.reproduce import reproduce  # needs disa[eval], which the list does not
 
     return reproduce(
@@ -54,5 +55,6 @@ def measure(args: Namespace, tables: Sequence[Table], out: Path, title: str, *, 
         reference=args.reference,
         device=args.device,
         dtype=args.dtype,
+        acceleration=Acceleration(args.compile, args.graphs),
         front=front,
     )

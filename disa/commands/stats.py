@@ -9,8 +9,8 @@ from ..data.fashion import fashion_mnist
 from ..evaluation.extractors import missing
 from ..evaluation.metrics import image_statistics
 from ..runtime import distributed
-from ..runtime.devices import resolve_device
 from ..runtime.files import image_files
+from ..runtime.start import start
 from .flags import add_device_flag, switch, value
 
 FASHION = "fashion-mnist"
@@ -41,8 +41,7 @@ def main(args: Namespace) -> None:
     if args.image_size and args.data == FASHION:
         raise ValueError("--image_size is for a folder of images; Fashion-MNIST's are 32×32")
     images = fashion_mnist(False)[0] if args.data == FASHION else image_files(args.data)
-    device = resolve_device(args.device)
-    distributed.setup(device)
+    device = start(args.device)
     distributed.on_main(lambda: args.out.parent.mkdir(parents=True, exist_ok=True))  # better refused before the work
     if problem := distributed.on_main(lambda: missing(args.features)):  # may download, which one rank shall do
         raise FileNotFoundError(f"--features {args.features}: {problem}")

@@ -44,6 +44,7 @@ class GaussianProcess:
         self.posterior_log_variance = np.log(variance)
         self.x0_weight = beta * np.sqrt(previous) / (1 - self.alpha_bar)
         self.x_weight = (1 - previous) * np.sqrt(1 - beta) / (1 - self.alpha_bar)
+        self._tables: dict[torch.device, Tensor] = {}
 
     @staticmethod
     @functools.lru_cache(maxsize=1024)
@@ -51,11 +52,13 @@ class GaussianProcess:
         """Return the process over `timesteps`, cached: an annealed generation uses the same few again and again."""
         return GaussianProcess(timesteps)
 
-    @functools.cached_property
-    def tables(self) -> Tensor:
-        """Per-timestep coefficients of the training loss, float32 [6, K]."""
-        rows = [self.alpha_bar**0.5, (1 - self.alpha_bar) ** 0.5, self.x0_weight, self.x_weight]
-        return torch.from_numpy(np.stack([*rows, self.log_beta, self.posterior_log_variance])).float()
+    def tables(self, device: torch.device) -> Tensor:
+        """Return the per-timestep coefficients of the training loss, float32 [6, K], copied to `device` once."""
+        if device not in self._tables:
+            rows = [self.alpha_bar**0.5, (1 - self.alpha_bar) ** 0.5, self.x0_weight, self.x_weight]
+            table = np.stack([*rows, self.log_beta, self.posterior_log_variance])
+            self._tables[device] = torch.from_numpy(table).float().to(device)
+        return self._tables[device]
 
     def loss(self, epsilon: Tensor, v: Tensor, x0: Tensor, xt: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Compute the training loss of each row: the squared error of epsilon plus the variational bound in bits.
@@ -70,9 +73,8 @@ class GaussianProcess:
         Returns:
             float32 [N], a mean over channels.
         """
-        root_alpha_bar, sigma, x0_weight, x_weight, log_beta, posterior_log_variance = self.tables.to(t.device)[
-            :, t, None
-        ]
+        table = self.tables(t.device)[:, t, None]
+        root_alpha_bar, sigma, x0_weight, x_weight, log_beta, posterior_log_variance = table
         predicted_x0 = (xt - sigma * epsilon.detach()) / root_alpha_bar
         mean = x0_weight * predicted_x0 + x_weight * xt
         log_variance = torch.lerp(posterior_log_variance, log_beta, (v + 1) / 2)
@@ -83,7 +85,7 @@ class GaussianProcess:
 
     def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Noise `x0` [N, C] to timesteps `t` [N]."""
-        root_alpha_bar, sigma = self.tables.to(t.device)[:2, t, None]
+        root_alpha_bar, sigma = self.tables(t.device)[:2, t, None]
         return root_alpha_bar * x0 + sigma * noise
 
 

@@ -24,7 +24,10 @@ from .metrics import Sums, add
 
 @dataclass
 class Partial:
-    """What one rank counted since it last saved: images, sums, and features [B, D] per block where they are kept."""
+    """What one rank counted since it last saved: images, sums, and features [B, D] per block where they are kept.
+
+    Tensors stay on the device that made them until they are saved: a copy per block would wait for it.
+    """
 
     ids: list[int] = field(default_factory=list)
     sums: Sums = field(default_factory=dict)
@@ -70,7 +73,7 @@ class Accumulator:
             add(sums, {name: value.cpu() for name, value in part.sums.items()})
             if part.features:
                 # Features count once the sums do. Those that a killed run left are ignored, or written anew.
-                rows = {name: torch.cat(blocks).numpy() for name, blocks in part.features.items()}
+                rows = {name: torch.cat(blocks).cpu().numpy() for name, blocks in part.features.items()}
                 _write(self.folder / f"{part.ids[0]:08d}.npz", ids=np.array(part.ids), **rows)
             packed = {name: _pack(name, value).numpy() for name, value in sums.items()}
             _write(self.path, counted=np.packbits(counted), **packed)

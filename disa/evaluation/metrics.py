@@ -100,10 +100,15 @@ class Statistics:
             np.savez_compressed(beside, **arrays)  # type: ignore[arg-type]  # any name may be that of its own argument
 
 
+def _double(tensor: Tensor) -> Tensor:
+    """Return `tensor` in float64 on its device, or on the CPU if that is an Apple GPU, which has no float64."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
 def feature_sums(features: Tensor) -> Sums:
     """Sums of features [B, D] for mean and covariance: `count`, `features` [D], `products` [D, D], float64."""
-    rows = features.double()
-    return {"count": rows.new_tensor(len(rows)), "features": rows.sum(0), "products": rows.T @ rows}
+    rows = _double(features)
+    return {"count": rows.new_full((), len(rows)), "features": rows.sum(0), "products": rows.T @ rows}
 
 
 def logit_sums(logits: Tensor, ids: Sequence[int], num_images: int) -> Sums:
@@ -115,8 +120,9 @@ def logit_sums(logits: Tensor, ids: Sequence[int], num_images: int) -> Sums:
     place[np.random.RandomState(SHUFFLE_SEED).permutation(num_images)] = np.arange(num_images)
     splits = min(SPLITS, num_images)
     ends = torch.tensor([(i + 1) * num_images // splits for i in range(splits)])
-    split = torch.searchsorted(ends, torch.from_numpy(place[list(ids)]), right=True).to(logits.device)
-    log_p = logits.double().log_softmax(1)
+    log_p = _double(logits).log_softmax(1)
+    split = torch.searchsorted(ends, torch.from_numpy(place[list(ids)]), right=True)
+    split = split.to(log_p.device, non_blocking=True)
     p = log_p.exp()
     return {
         "images": p.new_zeros(splits).index_add_(0, split, p.new_ones(len(p))),
@@ -247,13 +253,13 @@ def image_statistics(
 
     def extract() -> None:
         for features, _ in feature_batches(images, extractor, batch_size, device, crop):
-            add(sums, feature_sums(features.cpu()))
+            add(sums, feature_sums(features))
             if keep_features:
                 kept.append(features.cpu())
 
     distributed.on_all(extract)
     total, rows = Sums(), list[Tensor]()
-    for sums_of_rank, kept_of_rank in distributed.gather_to_main((sums, kept)):
+    for sums_of_rank, kept_of_rank in distributed.gather_to_main(({name: sums[name].cpu() for name in sums}, kept)):
         add(total, sums_of_rank)
         rows += kept_of_rank
     if not distributed.is_main():
@@ -276,7 +282,8 @@ def metric_sums(
 ) -> Sums:
     """What the images `ids` of `count`, with features [B, D] and logits [B, K], add to the sums for `metrics`.
 
-    `labels` [B] are what each image was asked to show; "accuracy" raises a ValueError without them.
+    `labels` [B] are what each image was asked to show; "accuracy" raises a ValueError without them. The sums are on the
+    device of features and logits (of an Apple GPU's: on the CPU); nothing waits for it.
     """
     sums = Sums()
     if "fid" in metrics:
@@ -286,7 +293,7 @@ def metric_sums(
     if "accuracy" in metrics:
         if labels is None:
             raise ValueError("accuracy needs the labels that were asked for")
-        sums["right"] = (logits.argmax(1) == labels.to(logits.device)).sum().double()
+        sums["right"] = _double((logits.argmax(1) == labels.to(logits.device, non_blocking=True)).sum())
     return sums
 
 

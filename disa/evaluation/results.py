@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,8 @@ class Results:
     batch_size: int  # images at a time per rank
     ranks: int
     versions: Mapping[str, str]
+    # dtype -> images made again in it, for NaN or infinity in a lower one
+    retried: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def machine(self) -> str:
@@ -78,6 +80,7 @@ class Results:
             speed = f"{self.seconds_per_image:.4g} seconds per image"
             speed += f" ({self.images_per_second:.4g} images/s, first batch excluded)"
         lines = [f"{self.num_images} images, NFE {self.nfe}, {speed} on {self.device}"]
+        lines += [f"{images} images were made again in {dtype}" for dtype, images in self.retried.items()]
         if self.fractions:
             lines.append("time: " + ", ".join(f"{part} {100 * share:.1f} %" for part, share in self.fractions.items()))
         for scores in self.metrics:
@@ -97,8 +100,9 @@ class Results:
             if "head_evaluations" in found:  # written before NFE was called so
                 found["nfe"] = found["head_evaluations"]
                 found["device"] = found["device"].replace(" a rank)", " per rank)")
+            found.setdefault("retried", {})  # written before there were retries
             found["metrics"] = tuple(map(Scores.from_dict, found["metrics"]))
-            return cls(**{field.name: found[field.name] for field in fields(cls)})
+            return cls(**{one.name: found[one.name] for one in fields(cls)})
         except (OSError, ValueError, TypeError, LookupError, AttributeError):
             return None
 

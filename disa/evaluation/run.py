@@ -164,6 +164,9 @@ class _Work:
                 if warm and generated:
                     seconds = {**clock.seconds, "all": time.perf_counter() - lap, "images": len(ids)}
                     add(part.sums, {self.timed + name: torch.tensor(seconds[name]).double() for name in seconds})
+                if retried := self.generator.retried:
+                    add(part.sums, {f"retried/{name}": torch.tensor(float(retried[name])) for name in retried})
+                    retried.clear()
                 lap, warm = time.perf_counter(), warm or generated  # the first generated block warms up
                 if time.monotonic() - saved > save_seconds:
                     writer.wait()
@@ -183,12 +186,10 @@ class _Work:
         labels = self.generator.labels(ids)
         for spec, net in zip(self.specs, nets, strict=True):
             features, logits = (output.float() for output in net(pixels.expand(-1, 3, -1, -1)))
-            if features.device.type == "mps":  # has no float64
-                features, logits = features.cpu(), logits.cpu()
             sums = metric_sums(features, logits, spec.metrics, ids, self.accumulator.num_images, labels)
             add(part.sums, {f"{spec.extractor}/{name}": value for name, value in sums.items()})
             if spec.keeps_features(self.intervals):
-                part.features.setdefault(spec.extractor, []).append(features.cpu())
+                part.features.setdefault(spec.extractor, []).append(features)
 
     def score(self, sums: Sums, spec: MetricSpec, reference: Statistics | None) -> Scores:
         """Compute the scores in one space from the sums over all images."""
@@ -226,6 +227,7 @@ class _Work:
             images_per_second=rate,
             seconds_per_image=1 / rate if rate else None,
             timed_images=int(timed),
+            retried={name: int(value.item()) for name, value in _starting(sums, "retried/").items()},
             fractions={part: value / seconds["all"] for part, value in parts.items()} if timed else {},
             metrics=metrics,
             device=describe_device(self.generator.device),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import hashlib
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,12 +20,14 @@ from ..guidance import Guidance
 from ..noise import ImageNoise, NoiseSource
 from ..runtime import distributed
 from ..runtime.fingerprint import Weights
+from ..runtime.packed import PackedLinear
 from ..runtime.timing import Stopwatch
 from ..schedule import StepSchedule
 from ..trace import StepTrace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+    from typing_extensions import Self  # typing's from Python 3.11 on
 
 
 class SampledModel(Weights, Protocol):
@@ -36,6 +41,10 @@ class SampledModel(Weights, Protocol):
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
+    def modules(self) -> Iterator[nn.Module]: ...
+
+    def to(self, dtype: torch.dtype) -> Self: ...
+
 
 class LabelModel(SampledModel, Protocol):
     """A model of a class-conditional family."""
@@ -47,6 +56,10 @@ class ImageDecoder(Weights, Protocol):
     """A VAE, as far as generation needs it."""
 
     def decode(self, latents: Tensor) -> Tensor: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+    def to(self, dtype: torch.dtype) -> Self: ...
 
 
 class PromptModel(SampledModel, Protocol):
@@ -141,13 +154,29 @@ class Sampling:
 class Generator:
     """Image ids -> images, for `generate_images` and `evaluate`.
 
-    `model`, in eval mode, and `vae`, which decodes its latents and has its dtype, are on `device`. `clock` counts the
-    seconds that "generation" and "decoding" take.
+    `model`, in eval mode, and `vae`, which decodes its latents and has its dtype, are on `device`.
+
+    Attributes:
+        clock: the seconds that "generation" and "decoding" take.
+        retried: dtype -> images that were made in it because one of their block had NaN or infinity in a lower one.
+        limit: the most images at a time; halved where memory does not hold them.
+        autocast: the number type that networks compute in where it is not that of their weights, as in training.
     """
 
-    def __init__(self, model: SampledModel, vae: ImageDecoder, sampling: Sampling, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: SampledModel,
+        vae: ImageDecoder,
+        sampling: Sampling,
+        device: torch.device,
+        autocast: torch.dtype | None = None,
+    ) -> None:
         self.model, self.vae, self.sampling, self.device = model, vae, sampling, device
-        self.clock = Stopwatch(device)
+        self.autocast, self.clock = autocast, Stopwatch(device)
+        self.retried: Counter[str] = Counter()
+        self.limit = sys.maxsize
+        # On a GPU the context would cost time at every kernel's launch, and change nothing.
+        self._packed = PackedLinear() if device.type == "cpu" else contextlib.nullcontext()
 
     @property
     def nfe_per_step(self) -> list[int]:
@@ -177,17 +206,67 @@ class Generator:
 
     @torch.no_grad()
     def __call__(self, ids: Sequence[int]) -> Tensor:
-        """Generate images [B, C, H, W] in [-1, 1]; NaN or infinity in them raises a FloatingPointError."""
-        with self.clock("generation"):
-            latents = self.model.generate(
+        """Generate images [B, C, H, W] in [-1, 1].
+
+        Images that do not fit in memory together are made in halves. A block with NaN or infinity is made again in
+        bfloat16, then in float32.
+
+        Raises:
+            FloatingPointError: there is NaN or infinity in float32, too.
+            OutOfMemoryError: not even one image fits.
+        """
+        size = min(self.limit, len(ids))
+        try:
+            return torch.cat([self._finite(ids[start : start + size]) for start in range(0, len(ids), size)])
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+        # Outside of the except, which keeps the block's memory.
+        self.limit = -(-size // 2)
+        print(f"{size} images do not fit in memory; from now on {self.limit} at a time", file=sys.stderr)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return self(ids)
+
+    def _finite(self, ids: Sequence[int]) -> Tensor:
+        """Generate one block in the lowest precision, not below the model's, that keeps it finite."""
+        own = self.autocast or next(self.model.parameters()).dtype
+        try:
+            return self._generate(ids, self.model, self.vae, self.autocast)
+        except FloatingPointError:
+            if own == torch.float32:
+                raise
+        if own == torch.float16:
+            with contextlib.suppress(FloatingPointError):
+                return self._again(ids, torch.bfloat16)
+        return self._again(ids, torch.float32)
+
+    def _again(self, ids: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Generate a block in another dtype, with copies: converted back, the weights would not be what they were."""
+        name = str(dtype).removeprefix("torch.")
+        print(f"NaN or infinity in images {ids[0]} to {ids[-1]}; they are made again in {name}", file=sys.stderr)
+        model, vae = copy.deepcopy(self.model).to(dtype), copy.deepcopy(self.vae).to(dtype)
+        images = self._generate(ids, model, vae).to(next(self.model.parameters()).dtype)
+        self.retried[name] += len(ids)
+        return images
+
+    def _generate(
+        self, ids: Sequence[int], model: SampledModel, vae: ImageDecoder, autocast: torch.dtype | None = None
+    ) -> Tensor:
+        # Not around an evaluation: features of images are of float32.
+        computing = torch.autocast(self.device.type, autocast, enabled=autocast is not None)
+        # Weights of a copy are not to be kept.
+        packed = self._packed if model is self.model else contextlib.nullcontext()
+        with self.clock("generation"), packed, computing:
+            latents = model.generate(
                 **self.arguments(ids),
                 **self.sampling.steps,
                 guidance=self.sampling.guidance,
                 temperature=self.sampling.temperature,
                 noise=self.noise(ids),
-            ).to(next(self.model.parameters()).dtype)
-        with self.clock("decoding"):
-            images = self.vae.decode(latents)
+            ).to(next(model.parameters()).dtype)
+        with self.clock("decoding"), computing:
+            images = vae.decode(latents)
         check_finite(images, "pixels")
         return images
 

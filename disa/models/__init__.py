@@ -29,6 +29,11 @@ class ModelSpec:
     arguments: Arguments
     bundled: bool = False
 
+    @property
+    def half(self) -> str:
+        """The half-precision type that suits it: that of the released commands, or of Harmon's released weights."""
+        return "bfloat16" if self.build is Harmon else "float16"
+
 
 def _qwen2(width: int, depth: int, num_heads: int, mlp_width: int) -> Arguments:
     """Arguments of a Qwen2.5 configuration."""

@@ -126,24 +126,37 @@ class Harmon(AnnealedModel):
 
     def prefill(self, input_ids: Tensor, attention_mask: Tensor) -> PromptCache:
         """Run prompts [N, T], padded on the right where `attention_mask` is 0, through the language model."""
-        mask = attention_mask.bool()
-        position = (mask.long().cumsum(1) - 1).clamp(min=0)
-        output = self.llm.model(input_ids=input_ids, attention_mask=mask.long(), position_ids=position, use_cache=True)
-        return PromptCache(output.past_key_values, mask)
+        # No token of a prompt sees the padding behind it, so that no mask is needed. Later tokens must not look at it.
+        return PromptCache(self.llm.model(input_ids=input_ids, use_cache=True).past_key_values, attention_mask.bool())
 
     def attend(self, encoded: Tensor, prompt: PromptCache) -> Tensor:
         """Add to MAR's encoder output [N, buffer + K, W] what the language model makes of it after the prompts."""
         embedded = self._to_text(encoded)
-        rows, length = embedded.shape[:2]
+        length = embedded.shape[1]
         hidden = self.llm.model(
             inputs_embeds=embedded,
-            attention_mask=torch.cat([prompt.mask, prompt.mask.new_ones(rows, length)], dim=1).long(),
+            attention_mask=self._mask(prompt.mask, length, embedded.dtype),
             position_ids=prompt.mask.sum(1, keepdim=True) + torch.arange(length, device=embedded.device),
             past_key_values=prompt.cache,
             use_cache=True,
         ).last_hidden_state
         prompt.cache.crop(-length)
         return self._from_text(encoded, hidden)
+
+    def _mask(self, prompt: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+        """Mask of `length` positions after prompts that are no padding where `prompt` [N, T] is true.
+
+        Returns:
+            For flash-attn bool [N, T + length]. Else what is added to logits [N, 1, length, T + length]: made here,
+            for all layers at once, as their kernel takes it.
+        """
+        if self.llm.config._attn_implementation == "flash_attention_2":
+            return F.pad(prompt, (0, length), value=True)
+        total = prompt.shape[1] + length
+        aligned = -(-total // 16) * 16  # the kernel would copy rows of other strides
+        later = torch.full((length, aligned), -torch.inf, dtype=dtype, device=prompt.device).triu(prompt.shape[1] + 1)
+        padding = torch.zeros_like(prompt, dtype=dtype).masked_fill(~prompt, -torch.inf)
+        return (later + F.pad(padding, (0, aligned - prompt.shape[1]))[:, None, None])[..., :total]
 
     def visual_features(self, latents: Tensor) -> Tensor:
         """Embed whole images, latents [B, C, H, W], for the language model: [B, H · W + buffer, text width]."""
@@ -260,8 +273,9 @@ class Harmon(AnnealedModel):
             input_ids, attention_mask = self.text.text_to_image_prompts(prompts, guided=guidance.active)
         if input_ids is None:
             raise ValueError("either prompts or input_ids must be given, and not both")
-        input_ids = input_ids.to(self.mar.mask_token.device)
-        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.device)
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        device = self.mar.mask_token.device
+        input_ids, attention_mask = (given.to(device, non_blocking=True) for given in (input_ids, attention_mask))
         branches = 2 if guidance.active else 1
         if len(input_ids) % branches:
             raise ValueError(

@@ -59,13 +59,12 @@ class AdaLinear(nn.Linear):
 
     def bias_with_ones(self) -> Tensor:
         """The bias with 1 added to the scales, kept until the bias changes."""
-        version = self.bias._version
-        if self._cached is not None and self._cached[0] == version and not torch.is_grad_enabled():
+        keep = not torch.is_grad_enabled() and not torch.compiler.is_compiling()  # a version would break its graph
+        if keep and self._cached is not None and self._cached[0] == self.bias._version:
             return self._cached[1]
-        parts = [part + (i in self.scales) for i, part in enumerate(self.bias.chunk(self.parts))]
-        bias = torch.cat(parts)
-        if not torch.is_grad_enabled():
-            self._cached = (version, bias)
+        bias = torch.cat([part + (i in self.scales) for i, part in enumerate(self.bias.chunk(self.parts))])
+        if keep:
+            self._cached = (self.bias._version, bias)
         return bias
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaLinear:

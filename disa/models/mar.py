@@ -338,10 +338,13 @@ class MAR(AnnealedModel):
         )
         canvas = self.mask_token.to(x.dtype).expand(len(x), len(positions.decoder), -1)
         x = put_rows(canvas, places, x) + positions.decoder
+        return self.run(self._decoder, x, wanted) + positions.conditions[wanted]
+
+    def _decoder(self, x: Tensor, wanted: Tensor) -> Tensor:
+        """Embedded positions x [B, buffer + L, W] -> what the decoder makes of the `wanted` [B, T] of them."""
         for block in self.decoder_blocks[:-1]:
             x = self._run_block(block, x)
-        x = self._run_block(self.decoder_blocks[-1], x, self.buffer_size + wanted)
-        return self.decoder_norm(x) + positions.conditions[wanted]
+        return self.decoder_norm(self._run_block(self.decoder_blocks[-1], x, self.buffer_size + wanted))
 
     def _run_block(self, block: nn.Module, *inputs: Tensor) -> Tensor:
         if self.grad_checkpointing and self.training:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +14,13 @@ FASHION_MEAN, FASHION_STD = -0.5620, 0.6636
 
 # Latents of KL-16 times this have unit variance on ImageNet; every published model was trained on such latents.
 KL16_SCALE = 0.2325
+KL16_WIDTHS = (128, 128, 256, 256, 512)
+
+# Autoencoders work on this many images at a time: more are not faster, and KL-16 needs 160 MiB for one of 256×256.
+SLICE = 32
+# Tensors of the largest size that are alive at once, in float32 as norms give them: five, and one for convolutions.
+LARGEST_ALIVE, ITEM_BYTES = 6, 4
+INDEXABLE = 2**31 - 1  # elements of a tensor that 32-bit indices reach; beyond, kernels fail or are wrong
 
 
 class SpaceToDepth(nn.Module):
@@ -39,7 +48,7 @@ class SpaceToDepth(nn.Module):
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
+    return nn.GroupNorm(min(32, channels // 4), channels, eps=1e-6)
 
 
 class ResidualBlock(nn.Module):
@@ -142,17 +151,17 @@ class Upsample(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images [B, 3, H, W] -> moments before `quant_conv` [B, 2C, H/16, W/16]."""
+    """Images [B, image channels, H, W] -> moments before `quant_conv` [B, 2C, h, w]."""
 
-    def __init__(self, widths: tuple[int, ...], latent_channels: int) -> None:
+    def __init__(self, widths: tuple[int, ...], blocks: int, image_channels: int, latent_channels: int) -> None:
         super().__init__()
         lowest = len(widths) - 1
-        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(image_channels, widths[0], 3, padding=1)
         self.down = nn.ModuleList(
             Level(
                 widths[max(i - 1, 0)],
                 width,
-                2,
+                blocks,
                 attention=i == lowest,
                 resample=("downsample", Downsample(width)) if i < lowest else None,
             )
@@ -170,20 +179,25 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents after `post_quant_conv` [B, C, h, w] -> images [B, 3, 16h, 16w]."""
+    """Latents after `post_quant_conv` [B, C, h, w] -> images [B, image channels, H, W]."""
 
-    def __init__(self, widths: tuple[int, ...], latent_channels: int) -> None:
+    def __init__(self, widths: tuple[int, ...], blocks: int, image_channels: int, latent_channels: int) -> None:
         super().__init__()
         lowest = len(widths) - 1
         self.conv_in = nn.Conv2d(latent_channels, widths[-1], 3, padding=1)
         self.mid = Middle(widths[-1])
         # Numbered from the highest resolution, run from the lowest.
         self.up = nn.ModuleList(
-            Level(widths[min(i + 1, lowest)], width, 3, resample=("upsample", Upsample(width)) if i > 0 else None)
+            Level(
+                widths[min(i + 1, lowest)],
+                width,
+                blocks + 1,
+                resample=("upsample", Upsample(width)) if i > 0 else None,
+            )
             for i, width in enumerate(widths)
         )
         self.norm_out = _norm(widths[0])
-        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[0], image_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid(self.conv_in(x))
@@ -192,41 +206,84 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
-class AutoencoderKL(nn.Module):
-    """KL-16, the VAE of all published models (Rombach et al. 2022; weights by Li et al. 2024).
+def slice_rows(elements: int, free_bytes: int | None) -> int:
+    """Choose how many images to work on at a time, at least one.
 
-    16 pixels per latent; parameter names are as released.
+    Args:
+        elements: of the largest tensor, per image.
+        free_bytes: of the device's memory; None if they are not known.
+    """
+    rows = min(SLICE, INDEXABLE // elements)
+    if free_bytes is not None:
+        rows = min(rows, free_bytes // (LARGEST_ALIVE * ITEM_BYTES * elements))
+    return max(rows, 1)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes of a GPU's memory that can be allocated; None for other devices, and where there is no GPU."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for later tensors
+    return torch.cuda.mem_get_info(device)[0] + held
+
+
+class AutoencoderKL(nn.Module):
+    """A VAE of convolutions; by default KL-16, that of all published models (Rombach et al. 2022; Li et al. 2024).
+
+    KL-16's parameter names are as released.
 
     Args:
         latent_channels: channels of the latents.
-        width: of the highest resolution, a multiple of 32.
+        widths: channels per resolution, the highest first; multiples of 4, those above 128 of 32.
+        blocks: residual blocks per resolution in the encoder; the decoder has one more.
+        image_channels: 3 for colour, 1 for grey.
+        scale: brings latents to unit variance.
     """
 
-    stride = 16
-
-    def __init__(self, latent_channels: int = 16, width: int = 128) -> None:
+    def __init__(
+        self,
+        latent_channels: int = 16,
+        widths: tuple[int, ...] = KL16_WIDTHS,
+        *,
+        blocks: int = 2,
+        image_channels: int = 3,
+        scale: float = KL16_SCALE,
+    ) -> None:
         super().__init__()
-        widths = tuple(width * multiplier for multiplier in (1, 1, 2, 2, 4))
-        self.latent_channels = latent_channels
-        self.encoder = Encoder(widths, latent_channels)
-        self.decoder = Decoder(widths, latent_channels)
+        self.latent_channels, self.widths, self.scale = latent_channels, widths, scale
+        self.stride = 2 ** (len(widths) - 1)  # pixels per latent, along a side
+        self.encoder = Encoder(widths, blocks, image_channels, latent_channels)
+        self.decoder = Decoder(widths, blocks, image_channels, latent_channels)
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
 
     def moments(self, images: Tensor) -> Tensor:
-        """Mean and log variance of the posterior, one behind the other: [B, 3, H, W] -> [B, 2C, H/16, W/16]."""
+        """Mean and log variance of the posterior, one behind the other: [B, 3, H, W] -> [B, 2C, h, w]."""
         height, width = images.shape[2:]
         if height % self.stride or width % self.stride:
-            raise ValueError(f"images are {height}×{width}; KL-16 needs sides that are multiples of {self.stride}")
-        return self.quant_conv(self.encoder(images))
+            raise ValueError(f"images are {height}×{width}; their sides must be multiples of {self.stride}")
+        return self._in_slices(lambda part: self.quant_conv(self.encoder(part)), images, height, width)
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Images [B, 3, H, W] in [-1, 1] -> latents [B, C, H/16, W/16]: the posterior's mean, with `noise` a sample."""
-        return sample_moments(self.moments(images), noise)
+        """Images [B, 3, H, W] in [-1, 1] -> latents [B, C, h, w]: the posterior's mean, with `noise` a sample."""
+        return sample_moments(self.moments(images), noise, self.scale)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B, C, h, w] -> images [B, 3, 16h, 16w], in [-1, 1] up to the network's overshoot."""
-        return self.decoder(self.post_quant_conv(latents / KL16_SCALE))
+        """Latents [B, C, h, w] -> images [B, 3, H, W], in [-1, 1] up to the network's overshoot."""
+        height, width = (side * self.stride for side in latents.shape[2:])
+        return self._in_slices(
+            lambda part: self.decoder(self.post_quant_conv(part)), latents / self.scale, height, width
+        )
+
+    def _in_slices(self, network: Callable[[Tensor], Tensor], inputs: Tensor, height: int, width: int) -> Tensor:
+        """Apply `network` to slices of `inputs`, whose images are `height`×`width`: the same outputs in less memory."""
+        # Where resolutions meet, a tensor has the channels of either; downsampling pads by one row and one column.
+        sizes = [
+            max(self.widths[i : i + 2]) * (height // 2**i + 1) * (width // 2**i + 1) for i in range(len(self.widths))
+        ]
+        sizes.append((height * width // self.stride**2) ** 2)  # attention: each position with each
+        parts = inputs.split(slice_rows(max(sizes), free_memory(inputs.device)))
+        return torch.cat([network(part) for part in parts]) if len(parts) > 1 else network(inputs)
 
     def latent_shape(self, images: Tensor) -> tuple[int, int, int, int]:
         """Shape of the latents of `images`."""
@@ -237,9 +294,9 @@ class AutoencoderKL(nn.Module):
 VAE = SpaceToDepth | AutoencoderKL
 
 
-def sample_moments(moments: Tensor, noise: Tensor | None) -> Tensor:
-    """Unit-variance latents from KL-16's moments [B, 2C, h, w]: the mean, or with `noise` [B, C, h, w] a sample."""
+def sample_moments(moments: Tensor, noise: Tensor | None, scale: float = KL16_SCALE) -> Tensor:
+    """Unit-variance latents from moments [B, 2C, h, w]: the mean, or with `noise` [B, C, h, w] a sample."""
     mean, log_variance = moments.chunk(2, dim=1)
     if noise is not None:
         mean = mean + torch.exp(0.5 * log_variance.clamp(-30, 20)) * noise
-    return mean * KL16_SCALE
+    return mean * scale

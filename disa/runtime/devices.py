@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 
 import torch
 
@@ -16,6 +17,16 @@ def describe_device(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"{device.type} ({platform.machine()}, {threads} thread{'s' * (threads > 1)} per rank)"
+
+
+def local_rank(environment: Mapping[str, str] = os.environ) -> int:
+    """Return the number of this rank on its machine, as its launcher tells it; 0 without a launcher.
+
+    Where the launcher tells only RANK, which counts over all machines, return that: its remainder by the number of
+    GPUs is right where every machine is full.
+    """
+    names = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "RANK")
+    return int(next((environment[name] for name in names if name in environment), 0))
 
 
 def resolve_device(name: str) -> torch.device:
@@ -31,16 +42,32 @@ def resolve_device(name: str) -> torch.device:
         raise ValueError(f"device is {name!r}; allowed are auto, cuda, cpu and mps")
     if not available[kind]:
         raise ValueError(f"device is {name!r}, but this machine has none; use --device auto or --device cpu")
-    if kind == "cuda" and ":" in name and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1:
+    count = torch.cuda.device_count()  # of the GPUs that this rank sees, which may be its own alone
+    if kind == "cuda" and ":" in name and count > 1 and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1:
         raise ValueError(
             f"device is {name!r}, which would put every rank on one GPU; use --device cuda, and each takes its own"
         )
     if name == "cuda":
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        return torch.device("cuda", local_rank() % count)
     try:
         return torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"device is {name!r}; allowed are auto, cuda, cpu and mps") from error
+
+
+def resolve_dtype(name: str, device: torch.device, half: str = "float16") -> str:
+    """Return the name of the number type that `name` stands for on `device`; `auto` takes `half` on CUDA, else float32.
+
+    Float32 by name is exact. Otherwise, what stays float32 on CUDA multiplies in TF32, and convolutions are chosen by
+    trial: these two switches of torch are set here, for the whole process. An unknown name raises a ValueError.
+    """
+    if name not in ("auto", *DTYPES):
+        raise ValueError(f"dtype is {name!r}; allowed are auto, {', '.join(DTYPES)}")
+    fast = name != "float32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = fast
+    if name == "auto":
+        return half if device.type == "cuda" else "float32"
+    return name
 
 
 def synchronize(device: torch.device) -> None:

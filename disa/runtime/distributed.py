@@ -1,15 +1,20 @@
-"""Collective operations; without a process group, each works as on rank 0 of 1."""
+"""Collective operations; without a process group, each works as on rank 0 of 1.
+
+Objects and barriers go through gloo and main memory, on GPUs too: of a group with several backends, torch takes the
+CPU's for objects.
+"""
 
 from __future__ import annotations
 
 import datetime
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from .extras import MissingExtra
 
@@ -20,15 +25,57 @@ USER_ERRORS = (ValueError, OSError, FloatingPointError, MissingExtra, torch.OutO
 
 
 def setup(device: torch.device) -> None:
-    """Join the process group that torchrun describes in the environment; without torchrun, do nothing."""
+    """Join the process group that the launcher describes in the environment; without a launcher, do nothing.
+
+    Tensors on GPUs go through NCCL where each rank has a GPU of its own, everything else through gloo. An incomplete
+    description, such as RANK without MASTER_ADDR, raises a ValueError.
+    """
     if "RANK" not in os.environ or dist.is_initialized():
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # nccl refuses two ranks on one GPU. At the end of a generation, the slowest rank may be long behind.
-    crowded = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count()
-    backend = "nccl" if device.type == "cuda" and not crowded else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(hours=2))
+    timeout = datetime.timedelta(hours=2)  # at the end of a generation, the slowest rank may be long behind
+    store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+    store.set_timeout(timeout)
+    # The group cannot tell who has which GPU: NCCL needs to know before there is one.
+    store.set(f"gpu/{rank}", _gpu(device))
+    nccl = _own_gpus([store.get(f"gpu/{other}").decode() for other in range(world_size)])
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if nccl else "gloo",
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=timeout,
+        device_id=device if nccl else None,
+    )
+
+
+def _gpu(device: torch.device) -> str:
+    """Identify the GPU of this rank, by what does not depend on which GPUs the rank sees."""
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else device.type
+
+
+def _own_gpus(gpus: Sequence[str]) -> bool:
+    """Whether NCCL can connect ranks on these GPUs, one entry per rank: it refuses two ranks on one GPU."""
+    return dist.is_nccl_available() and {"cpu", "mps"}.isdisjoint(gpus) and len(set(gpus)) == len(gpus)
+
+
+def slow_reasons(device: torch.device) -> list[str]:
+    """Say in a sentence each what makes several ranks slow: no GPU, a GPU with several ranks, gloo between GPUs.
+
+    Every rank calls this.
+    """
+    gpus = gather(_gpu(device))
+    ranks, used = len(gpus), [gpu for gpu in gpus if gpu != "cpu"]
+    reasons = []
+    if ranks > 1 and len(used) < ranks:
+        advice = "see whether nvidia-smi lists GPUs, and PyTorch is built for CUDA"
+        reasons.append(f"{ranks - len(used)} of {ranks} ranks compute on a CPU; {advice}")
+    if len(set(used)) < len(used):
+        reasons.append(f"{len(used)} ranks share {len(set(used))} GPU{'s' * (len(set(used)) > 1)}; start one per GPU")
+    if ranks > 1 and used and not _own_gpus(gpus):
+        reasons.append("tensors on GPUs go between ranks through gloo and main memory, not through NCCL")
+    return reasons
 
 
 def shutdown() -> None:
@@ -61,7 +108,8 @@ def print_main(text: str) -> None:
 def barrier() -> None:
     """Wait for every rank."""
     if dist.is_initialized():
-        dist.barrier()
+        # Through gloo: with a GPU, `dist.barrier` would work on it, and wait for all that was launched there.
+        dist.all_reduce(torch.zeros(1, device="cpu"))
 
 
 def broadcast(value: T) -> T:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ..acceleration import Acceleration
 from ..data.captions import grammar_prompts
 from ..data.text import TextTokenizer
 from ..evaluation.extractors import EXTRACTORS, Extractor
@@ -18,10 +19,11 @@ from ..evaluation.plan import MetricSpec, plan_metrics
 from ..evaluation.results import Results
 from ..evaluation.run import evaluate
 from ..generation.generators import Generator, LabelGenerator, PromptGenerator, choose_attention, image_shape
+from ..models import MODELS
 from ..models.harmon import Harmon
 from ..models.vae import SpaceToDepth
 from ..runtime import distributed
-from ..runtime.devices import DTYPES
+from ..runtime.devices import resolve_dtype
 from ..weights.fetch import CATALOGUE
 from ..weights.load import load_model, load_vae
 from .recipes import Recipe
@@ -88,19 +90,24 @@ class Measurements:
     """What is known of recipes, in the folder `out`: results by their names, or why they could not run."""
 
     out: Path
-    dtype: str
+    device: torch.device
+    dtype: str  # or auto
+    acceleration: Acceleration = Acceleration()
     save_seconds: float = 120.0  # as for `evaluate`
     results: dict[str, Results] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, list[str]] = field(default_factory=dict)  # model -> what this machine cannot measure of it
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype is {self.dtype!r}; allowed are {', '.join(DTYPES)}")
+        resolve_dtype(self.dtype, self.device)  # refuses an unknown one before the work
+
+    def dtype_of(self, recipe: Recipe) -> str:
+        """The number type that a recipe's networks compute in."""
+        return resolve_dtype(self.dtype, self.device, MODELS[recipe.model].half)
 
     def folder(self, recipe: Recipe) -> Path:
         """Name the folder of a recipe's results; rows of several tables that ask for the same share it."""
-        name = f"{recipe.sampling.name()}-{recipe.num_images}images-{self.dtype}"
+        name = f"{recipe.sampling.name()}-{recipe.num_images}images-{self.dtype_of(recipe)}"
         other = (recipe.checkpoint, tuple(recipe.prompts), recipe.image_size, recipe.text_tokenizer)
         if any(other):
             name += f"-{hashlib.sha256(repr(other).encode()).hexdigest()[:6]}"
@@ -116,12 +123,19 @@ class Measurements:
         """Evaluate one recipe, or go on with it; every rank calls this."""
         try:
             generator = distributed.on_all(lambda: make(recipe))
-            distributed.print_main(f"{len(generator.nfe_per_step)} AR steps, NFE {generator.nfe:,}")
+            share = -(-recipe.num_images // distributed.world_size())
+            for sentence in self.acceleration.apply(
+                generator.model, generator.vae, device=self.device, batch_size=recipe.batch_size, images=share
+            ):
+                distributed.print_main(sentence)
+            distributed.print_main(
+                f"{len(generator.nfe_per_step)} AR steps, NFE {generator.nfe:,}, {self.dtype_of(recipe)}"
+            )
             self.results[recipe.name] = evaluate(
                 generator,
                 self.folder(recipe),
                 specs=specs,
-                settings={"model": recipe.model, "dtype": self.dtype},
+                settings={"model": recipe.model, "dtype": self.dtype_of(recipe)},
                 num_images=recipe.num_images,
                 batch_size=recipe.batch_size,
                 intervals=True,

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import torch
 
+from ..acceleration import Acceleration
 from ..evaluation.plan import MetricSpec
 from ..runtime import distributed
-from ..runtime.devices import DTYPES, resolve_device
+from ..runtime.devices import DTYPES
 from ..runtime.distributed import print_main
+from ..runtime.start import announce, start
 from .measure import Make, Measurements, load, plan_recipe
 from .recipes import Recipe, Table
 from .show import show
@@ -32,7 +34,8 @@ def reproduce(
     features: str = "auto",
     reference: str = "auto",
     device: str = "auto",
-    dtype: str = "float32",
+    dtype: str = "auto",
+    acceleration: Acceleration = Acceleration(),
     front: bool = False,
     save_seconds: float = 120.0,
     load: Callable[[Recipe, torch.device, torch.dtype], Make] = load,
@@ -43,8 +46,10 @@ def reproduce(
     interrupted run goes on in the same folder, `out`. `metrics`, `features`, `reference`, `device` and `dtype` are as
     the flags of these names, `save_seconds` as for `evaluate`; with `front`, tables say what is on the Pareto front.
     """
-    where, known = resolve_device(device), Measurements(out, dtype, save_seconds)
-    distributed.setup(where)
+    where = start(device)
+    acceleration.check(where)
+    announce(where)
+    known = Measurements(out, where, dtype, acceleration, save_seconds)
     plan = partial(plan_recipe, metrics=metrics, features=features, reference=reference)
     update = partial(distributed.on_main, partial(show, tables, known, title, front))
     update()  # whether it can be written is better known before anything is loaded
@@ -52,7 +57,7 @@ def reproduce(
     headings = [f"{i} of {len(asked)}: {one.name}, {one.num_images:,} images" for i, one in enumerate(asked, 1)]
     alike = operator.attrgetter("model", "checkpoint", "prompts", "text_tokenizer")
     for _, rows in groupby(zip(asked, headings, strict=True), key=lambda row: alike(row[0])):
-        _measure_alike(list(rows), known, plan, lambda recipe: load(recipe, where, DTYPES[dtype]), update)
+        _measure_alike(list(rows), known, plan, lambda one: load(one, where, DTYPES[known.dtype_of(one)]), update)
     update()
     if distributed.is_main():
         table = (out / "table.md").read_text(encoding="utf-8")

@@ -35,7 +35,8 @@ class TrainingState:
         self.step, self.steps_per_epoch, self.saved_at = 0, steps_per_epoch, time.monotonic()
         self.device = next(model.parameters()).device
         self.ema = EMA(model, settings.ema_rate)
-        self.optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), betas=(0.9, 0.95))
+        groups = parameter_groups(model, settings.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.dtype == torch.float16)
 
     @property
@@ -83,7 +84,10 @@ class TrainingState:
         self.ema.load(averaged)
         load_into(self.model, sharding.like_weights(content["model"], self.model), path)
         try:
-            self.optimizer.load_state_dict(sharding.like_optimizer(content["optimizer"], self.optimizer))
+            moments = sharding.like_optimizer(content["optimizer"], self.optimizer)
+            # Fused, even if the file is of an optimiser that was not.
+            fused = [{**group, "fused": True} for group in moments["param_groups"]]
+            self.optimizer.load_state_dict({**moments, "param_groups": fused})
         except ValueError as error:
             raise ValueError(f"{path} is of another model: {str(error).splitlines()[-1].strip()}") from error
         if content.get("scaler"):

@@ -26,8 +26,9 @@ from ..models.harmon import IGNORED, Harmon
 from ..models.vae import VAE, AutoencoderKL
 from ..runtime import distributed
 from ..runtime.configs import read_config
-from ..runtime.devices import DTYPES, resolve_device
+from ..runtime.devices import DTYPES
 from ..runtime.files import BUNDLED
+from ..runtime.start import start
 from ..weights.load import load_into, load_model, load_vae, open_checkpoint
 from .checkpoint import find_checkpoint
 from .data import sample_latents
@@ -249,10 +250,9 @@ def _open_data(config: TrainingConfig, vae: VAE, buffer_size: int) -> TextData:
 
 def run_training(config: TrainingConfig, output: Path, *, resume: str | None = None, device: str = "auto") -> None:
     """Train as a config says, from where an earlier run in `output` stopped."""
-    place, settings = resolve_device(device), config.training
-    distributed.setup(place)
+    place, settings = start(device), config.training
     torch.manual_seed(settings.seed)
-    start = find_checkpoint(resume) if resume else None
+    checkpoint = find_checkpoint(resume) if resume else None
     model = starting_model(config)
     # Training needs the VAE and does not change it: it is no part of what is wrapped, averaged and saved.
     vae = model.vae.requires_grad_(False).to(place)
@@ -260,9 +260,7 @@ def run_training(config: TrainingConfig, output: Path, *, resume: str | None = N
     model.llm.requires_grad_(not config.freeze_llm)
     dataset, prepare = _open_data(config, vae, model.mar.buffer_size)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    distributed.print_main(
-        f"{trained:,} parameters to train, {len(dataset):,} items, {distributed.world_size()} ranks on {place.type}"
-    )
+    distributed.print_main(f"{trained:,} parameters to train, {len(dataset):,} items")
     train(
         model,
         dataset,
@@ -272,7 +270,7 @@ def run_training(config: TrainingConfig, output: Path, *, resume: str | None = N
         output=output,
         log=output,
         args=argparse.Namespace(**asdict(config)),
-        resume=start,
+        resume=checkpoint,
         shard=os.environ.get("ACCELERATE_USE_FSDP") == "true",  # set by `accelerate launch --use_fsdp`
     )
     distributed.shutdown()

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ..runtime import distributed
 from ..runtime.extras import extra
+from ..runtime.start import announce
 from . import sharding
 from .checkpoint import LAST, TrainingState
 from .optimization import TrainingSettings
@@ -69,7 +70,9 @@ def train(
     if start := state.path if state.path.is_file() else resume:
         state.load(start)
     if distributed.world_size() > 1 and not shard:
-        state.network = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+        devices = [device] if device.type == "cuda" else None
+        state.network = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+    announce(device, str(settings.dtype).removeprefix("torch."))
     total, done = (steps * images_per_step for steps in (settings.epochs * state.steps_per_epoch, state.step))
     silent = not distributed.is_main()
     with (

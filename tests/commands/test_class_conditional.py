@@ -48,7 +48,7 @@ def test_train_and_evaluate(folder, data, call, tmp_path):
     training = [*where, "--batch_size", "4", "--epochs", "2", "--warmup_epochs", "0", "--lr", "1e-3"]
     code, printed, error = call(folder, training_script, *training)
     assert code == 0, error
-    assert "20 images, 1 ranks on cpu" in printed
+    assert "20 images" in printed
     content = read_checkpoint(tmp_path / "trained" / "checkpoint-last.pth")
     assert content["step"] == 10
     assert content["args"].model == FAMILIES[folder][1]
@@ -75,6 +75,19 @@ def test_train_and_evaluate(folder, data, call, tmp_path):
     code, printed, error = call(folder, training_script, *common, "--evaluate", *fixed, "--eval_bsz", "10", *where)
     assert code == 0, error
     assert "10 images, NFE 16" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "said"), [("float32", "float32"), ("bfloat16", "bfloat16 autocast")])
+def test_an_evaluation_during_training_computes_as_training_does(dtype, said, data, call, tmp_path):
+    training_script = FAMILIES["xAR_DiSA"][0]
+    where = ["--output_dir", tmp_path / "trained", "--log_dir", tmp_path / "log", "--data_path", data]
+    training = [*where, "--batch_size", "4", "--epochs", "1", "--dtype", dtype]
+    online = ["--online_eval", "--num_images", 10, "--eval_bsz", 10, "--metrics", "none"]
+    code, _, error = call("xAR_DiSA", training_script, *training, *online)
+    assert code == 0, error
+    record = json.loads((tmp_path / "trained" / "online" / "epoch0001" / "results.json").read_text())
+    assert record["settings"]["dtype"] == said
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """How commands end."""
 
 import pytest
+import torch
 
 from disa.commands.exit import run
 from tests.helpers.scripts import exit_code
@@ -28,6 +29,15 @@ def test_interruption_ends_in_130(capsys, stop, printed):
 def test_what_a_user_can_mend_ends_in_2(capsys, error):
     assert exit_code(fail_with(error)) == 2
     assert capsys.readouterr().err == "error: a\n"
+
+
+def test_a_full_gpu_is_told_what_may_help(capsys):
+    assert exit_code(fail_with(torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB\nmore"))) == 2
+    setting = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
+    assert capsys.readouterr().err == (
+        f"error: the GPU's memory is full; take a smaller batch; {setting} in the environment wastes less "
+        "(CUDA out of memory. Tried 2 GiB)\n"
+    )
 
 
 def test_a_defect_keeps_its_traceback(capsys):

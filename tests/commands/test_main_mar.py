@@ -314,7 +314,7 @@ def load(folder):
 @pytest.mark.slow
 def test_training_learns_and_can_be_evaluated(trained, tmp_path, call):
     folder, printed = trained
-    assert "40 images, 1 ranks on cpu" in printed
+    assert "40 images" in printed
     assert f"done; weights are in {folder / 'checkpoint-last.pth'}" in printed
     content = load(folder)
     assert (content["epoch"], content["step"], content["args"].batch_size) == (3, 40, 4)

@@ -5,8 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from disa.diffusion.process import GaussianProcess, cosine_betas, discretized_log_likelihood, gaussian_kl
+from tests.models.test_synchronization import NoWaiting
 
 
 def test_alpha_bar_follows_the_cosine():
@@ -70,10 +72,21 @@ def test_tables_are_those_of_the_posterior():
     two = GaussianProcess((3, 100))
     assert two.posterior_log_variance.tolist() == process.posterior_log_variance[:2].tolist()
     expected = np.stack([alpha_bar**0.5, (1 - alpha_bar) ** 0.5, process.x0_weight, process.x_weight])
-    tables = process.tables
+    tables = process.tables(torch.device("cpu"))
     assert tables.dtype == torch.float32
     assert np.allclose(tables[:4], expected)
     assert np.allclose(tables[4:], [process.log_beta, process.posterior_log_variance])
+
+
+def test_tables_are_copied_to_a_device_once():
+    process = GaussianProcess()
+    assert process.tables(torch.device("cpu")) is process.tables(torch.device("cpu"))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x, t = torch.empty(4, 2, device="cuda"), torch.zeros(4, dtype=torch.long, device="cuda")
+        with NoWaiting() as watched:
+            for _ in range(2):  # steps of training
+                process.loss(x, x, x, process.add_noise(x, t, x), t, x)
+    assert watched.copies == 1
 
 
 def test_betas_follow_equation_17():

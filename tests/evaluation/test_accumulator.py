@@ -11,6 +11,7 @@ import torch
 from benchmarks.faults import largest_difference, rank_processes, scores, stop, wait_until, worker
 from disa.evaluation.accumulator import Accumulator, Partial
 from disa.evaluation.metrics import add
+from tests.helpers.devices import OnGpu
 
 ASKED = {"settings": {"seed": 1}}
 
@@ -48,6 +49,17 @@ def test_features_come_in_the_order_of_ids(tmp_path):
     # A run was killed when its features were written and its sums were not: its ids were counted again by another.
     np.savez(accumulator.folder / "00000005.npz", ids=[5, 6], space=features[[5, 6]].numpy())
     assert torch.equal(accumulator.features("space"), features)
+
+
+def test_what_is_on_a_gpu_comes_to_the_cpu_when_it_is_saved(tmp_path):
+    features, accumulator = torch.randn(4, 3), Accumulator(tmp_path, ASKED, 4)
+    for ids in ([0, 1], [2, 3]):
+        part = partial(ids)
+        sums = {name: value.as_subclass(OnGpu) for name, value in part.sums.items()}
+        blocks = [features[[image_id]].as_subclass(OnGpu) for image_id in ids]
+        accumulator.save(Partial(ids, sums, {"space": blocks}))
+    assert torch.equal(accumulator.features("space"), features)
+    assert torch.equal(accumulator.load()[1]["space/features"], partial([0, 1, 2, 3]).sums["space/features"])
 
 
 def test_an_image_is_counted_once(tmp_path):

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torch_fidelity
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch_fidelity import feature_extractor_inceptionv3
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
@@ -25,6 +26,7 @@ from torch_fidelity.registry import register_feature_extractor
 from benchmarks.features import Features, extract_features, measure, statistics_of
 from disa import Guidance, ImageNoise, StepSchedule, load_model
 from disa.data.transforms import to_uint8
+from disa.evaluation import metrics
 from disa.evaluation.extractors import feature_extractor
 from disa.evaluation.metrics import (
     Statistics,
@@ -41,6 +43,8 @@ from disa.models.vae import SpaceToDepth
 from disa.runtime import distributed
 from disa.runtime.files import image_files
 from tests.conftest import load_reference
+from tests.helpers.devices import OnGpu
+from tests.models.test_synchronization import NoWaiting
 
 CLASSIFIER = "fashion-classifier"
 
@@ -564,6 +568,18 @@ def test_statistics_of_images_on_disk(tmp_path, fashion):
     assert image_statistics(plain[:2], CLASSIFIER, keep_features=False, batch_size=2, device="cpu").count == 2
 
 
+def test_ranks_send_sums_from_main_memory(monkeypatch):
+    """Those of a GPU would arrive on it."""
+    sent = []
+    features = torch.randn(3, 4).as_subclass(OnGpu)
+    monkeypatch.setattr(metrics, "feature_batches", lambda *_: [(features, None), (features, None)])
+    monkeypatch.setattr(distributed, "gather_to_main", lambda value: sent.append(value) or [value])
+    found = image_statistics(torch.zeros(6, 8, 8), CLASSIFIER, keep_features=True, batch_size=3, device="cpu")
+    sums, rows = sent[0]
+    assert {type(value) for value in (*sums.values(), *rows)} == {torch.Tensor}
+    assert found.count == len(found.features) == 6
+
+
 def test_only_what_was_asked_for_is_summed():
     logits, labels = torch.tensor([[0.0, 1.0], [2.0, 1.0]]), torch.tensor([1, 1])
     assert metric_sums(logits, logits, ("kid", "prc"), [0, 1], 2, labels) == {}
@@ -571,6 +587,27 @@ def test_only_what_was_asked_for_is_summed():
     right = metric_sums(logits, logits, ("accuracy",), [0, 1], 2, labels)
     assert right == {"right": torch.tensor(1.0)}
     assert right["right"].dtype == torch.float64
+
+
+def test_sums_stay_on_the_gpu_and_nothing_waits_for_it():
+    total = {}
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        features, logits = (torch.empty(4, size, device="cuda") for size in (5, 10))
+        with NoWaiting() as watched:
+            for first in (0, 4):
+                ids, labels = list(range(first, first + 4)), torch.zeros(4, dtype=torch.long)
+                add(total, metric_sums(features, logits, ("fid", "isc", "accuracy"), ids, 8, labels))
+    assert len(total) == 7
+    assert {(value.device.type, value.dtype) for value in total.values()} == {("cuda", torch.float64)}
+    assert watched.copies == 2 * 2  # the images' splits, and their labels
+
+
+def test_sums_of_an_apple_gpu_are_on_the_cpu():
+    """It has no float64."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        features, labels = torch.empty(4, 10, device="mps"), torch.zeros(4, dtype=torch.long)
+        sums = metric_sums(features, features, ("fid", "isc", "accuracy"), [0, 1, 2, 3], 8, labels)
+    assert {(value.device.type, value.dtype) for value in sums.values()} == {("cpu", torch.float64)}
 
 
 def test_the_splits_of_the_inception_score_are_torch_fidelitys():

@@ -92,6 +92,38 @@ def test_an_image_depends_on_its_id_and_the_seed_alone():
     assert (reseeded([3]) - whole[:1]).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_generating_and_decoding_are_under_autocast_where_it_is_asked_for(dtype):
+    seen = []
+
+    class Decoder(SpaceToDepth):
+        def decode(self, latents):
+            seen.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+            return super().decode(latents)
+
+    model = small_mar()
+    model.z_proj.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+    images = LabelGenerator(model, Decoder(), Sampling(1, StepSchedule(1, 1)), CPU, dtype)([0])
+    assert set(seen) == {dtype or torch.float32}
+    assert images.dtype == torch.float32  # the weights'
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_a_block_that_autocast_makes_infinite_is_made_again_without_it():
+    seen = []
+
+    class Broken(SpaceToDepth):
+        def decode(self, latents):
+            seen.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+            return super().decode(latents) * (1 if seen[-1] == torch.float32 else float("inf"))
+
+    generator = LabelGenerator(small_mar(), Broken(), Sampling(1, StepSchedule(1, 1)), CPU, torch.bfloat16)
+    plain = LabelGenerator(generator.model, SpaceToDepth(), generator.sampling, CPU)
+    torch.testing.assert_close(generator([0, 1]), plain([0, 1]), rtol=1e-4, atol=1e-5)
+    assert seen == [torch.bfloat16, torch.float32]
+    assert generator.retried == {"float32": 2}
+
+
 def test_evaluations_at_each_ar_step():
     mar = LabelGenerator(small_mar(), SpaceToDepth(), Sampling(4, StepSchedule(8, 2)), CPU)
     assert mar.nfe_per_step == mar.model.nfe(StepSchedule(8, 2), "DiSA", 4)
@@ -136,3 +168,55 @@ def test_shapes_of_images_in_tokens():
     for wrong in ("100", "64x", "0", "64x96x32", "-16"):
         with pytest.raises(ValueError, match=f"image_size is {wrong}; a multiple of 16 is needed, .* like 64x96"):
             image_shape(wrong, 16)
+
+
+def test_a_block_with_nan_is_made_again_in_higher_precision(capsys):
+    """Below float32 this model overflows as float16 does; in bfloat16 it still does where `hard` says so."""
+    model = small_mar()
+
+    class Overflows(SpaceToDepth):
+        hard = False
+
+        def decode(self, latents):
+            broken = latents.dtype == torch.float16 or (self.hard and latents.dtype == torch.bfloat16)
+            return super().decode(latents) * (float("nan") if broken else 1)
+
+    generator = LabelGenerator(model.half(), Overflows(), Sampling(1, StepSchedule(1, 1)), CPU)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    assert generator([0, 1]).dtype == torch.float16
+    assert generator.retried == {"bfloat16": 2}
+    assert "NaN or infinity in images 0 to 1; they are made again in bfloat16" in capsys.readouterr().err
+    generator.vae.hard = True
+    assert generator([5]).isfinite().all()
+    assert generator.retried == {"bfloat16": 2, "float32": 1}
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_images_stay_the_same(capsys):
+    sizes = []
+
+    class Small(LabelGenerator):
+        def arguments(self, ids):
+            sizes.append(len(ids))
+            if len(ids) > 2:
+                raise torch.OutOfMemoryError("full")
+            return super().arguments(ids)
+
+    sampling = Sampling(2, StepSchedule(2, 1))
+    whole = LabelGenerator(small_mar(), SpaceToDepth(), sampling, CPU)
+    halved = Small(whole.model, whole.vae, sampling, CPU)
+    torch.testing.assert_close(halved([*range(7)]), whole([*range(7)]), rtol=1e-4, atol=1e-5)
+    assert sizes == [7, 4, 2, 2, 2, 1]
+    assert "4 images do not fit in memory; from now on 2 at a time" in capsys.readouterr().err
+    halved([*range(3)])
+    assert sizes[6:] == [2, 1]
+
+
+def test_a_single_image_that_does_not_fit_is_an_error():
+    class Full(SpaceToDepth):
+        def decode(self, latents):
+            del latents
+            raise torch.OutOfMemoryError("full")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        LabelGenerator(small_mar(), Full(), Sampling(1, StepSchedule(1, 1)), CPU)([0, 1])

@@ -91,6 +91,32 @@ def test_prompts_of_different_lengths_in_one_batch_give_what_each_gives_alone():
     )  # the prompt matters
 
 
+def test_a_prompt_is_read_without_a_mask_and_its_padding_is_never_looked_at():
+    model = small_harmon()
+    ids, mask = pad([[5, 9, 17], [4]])
+    others = torch.where(mask.bool(), ids, 99)  # other tokens as padding
+    torch.manual_seed(0)
+    encoded, masks = torch.randn(2, 4 + 3, 48), []
+    forward = model.llm.model.forward
+    model.llm.model.forward = lambda **inputs: masks.append(inputs.get("attention_mask")) or forward(**inputs)
+    with torch.no_grad():
+        read = [model.attend(encoded, model.prefill(one, mask)) for one in (ids, others)]
+    assert masks[0] is masks[2] is None
+    assert torch.equal(*read)
+    later = torch.ones(7, 7).tril().bool()
+    expected = torch.cat([mask.bool()[:, None].expand(-1, 7, -1), later.expand(2, -1, -1)], dim=2)
+    assert torch.equal(masks[1][:, 0] == 0, expected)
+    assert torch.equal(masks[1][:, 0] == -torch.inf, ~expected)
+    assert masks[1].stride()[2] % 16 == 0  # or the kernel copies it
+
+
+def test_flash_attention_is_told_which_tokens_are_padding():
+    model = small_harmon()
+    model.llm.config._attn_implementation = "flash_attention_2"
+    seen = model._mask(torch.tensor([[True, True], [True, False]]), 3, torch.float32)
+    assert seen.tolist() == [[True] * 5, [True, False, True, True, True]]
+
+
 def test_reading_leaves_no_trace_in_the_prompts_cache():
     model = small_harmon()
     ids, mask = pad([[5, 9, 17], [4]])

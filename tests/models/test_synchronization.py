@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from disa import Guidance, StepSchedule, build_model
+from disa.acceleration import Captured
 
 WAITING = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "item")
 SHORT = {"schedule": StepSchedule(4, 2), "guidance": Guidance(2.0)}
@@ -29,6 +30,16 @@ class NoWaiting(TorchDispatchMode):
             assert "cuda" not in devices or name == "copy_", "a result was copied to the host"
             self.copies += 1
         return out
+
+
+class OneLaunch:
+    """Stands for a captured graph, whose replays compute nothing."""
+
+    def capture(self, function):
+        return function()
+
+    def replay(self):
+        pass
 
 
 class FakeNoise:
@@ -55,7 +66,9 @@ class FakeNoise:
         ("harmon_fashion", {"num_iter": 4}),
     ],
 )
-def test_a_generation_never_waits(name, settings):
+@pytest.mark.parametrize("captured", [False, True])
+def test_a_generation_never_waits(name, settings, captured, monkeypatch):
+    """With captured graphs the first one does, to compare them."""
     sampler = "DiSA" if name in ("mar_fashion", "harmon_fashion") else "euler"
     with torch.device("meta"):
         build_model(name).nfe(
@@ -69,6 +82,13 @@ def test_a_generation_never_waits(name, settings):
         inputs = (
             {"input_ids": ids} if name.startswith("harmon") else {"labels": torch.zeros(2, dtype=torch.long).cuda()}
         )
+        if captured:
+            monkeypatch.setattr("disa.acceleration.capture._difference", lambda *_: 0.0)
+            run = Captured(OneLaunch)
+            for module in model.modules():
+                module.run = run
+            model.generate(**inputs, **SHORT, **settings, noise=FakeNoise(2))
+            assert run.captures
         with NoWaiting() as watched:
             latents = model.generate(**inputs, **SHORT, **settings, noise=FakeNoise(2))
     assert latents.device.type == "cuda"

@@ -1,10 +1,13 @@
-"""KL-16 against the reference outputs; the small tokenizer's losslessness."""
+"""KL-16 against the reference outputs; other sizes; slices; the small tokenizer's losslessness."""
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from disa.models.vae import KL16_SCALE, AutoencoderKL, SpaceToDepth, sample_moments
+from disa.models import vae
+from disa.models.vae import KL16_SCALE, AutoencoderKL, SpaceToDepth, free_memory, sample_moments, slice_rows
 from disa.weights.verify import manifest
 from tests.conftest import load_reference, relative_error
 from tests.reference.weights import parity_tensor
@@ -53,6 +56,109 @@ def test_extreme_variances_are_clamped():
 def test_sides_that_do_not_fit_are_refused(kl16):
     with pytest.raises(ValueError, match="40×32"):
         kl16.encode(torch.zeros(1, 3, 40, 32))
+
+
+@pytest.fixture
+def small():
+    torch.manual_seed(0)
+    return AutoencoderKL(4, (8, 16, 160), blocks=1, image_channels=1, scale=0.5).eval()
+
+
+@torch.no_grad()
+def test_sizes_are_arguments(small):
+    images = torch.randn(3, 1, 16, 24)
+    moments, latents = small.moments(images), small.encode(images)
+    assert small.stride == 4
+    assert latents.shape == small.latent_shape(images) == (3, 4, 4, 6)
+    assert torch.allclose(latents, moments[:, :4] * 0.5)
+    assert small.decode(latents).shape == images.shape
+    assert torch.allclose(small.decode(latents), small.decoder(small.post_quant_conv(latents / 0.5)), atol=1e-6)
+    assert [len(level.block) for level in (*small.encoder.down, *small.decoder.up)] == [1] * 3 + [2] * 3
+    assert small.encoder.norm_out.num_groups == 32
+    assert small.decoder.norm_out.num_groups == 2  # of four channels each, as KL-16's smallest
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("batch", [1, 5, 6])
+def test_slices_change_nothing(small, monkeypatch, batch):
+    images, rows = torch.randn(batch, 1, 16, 16), []
+    whole = small.moments(images), small.encode(images), small.decode(small.encode(images))
+    monkeypatch.setattr(vae, "SLICE", 3)
+    for net in (small.encoder, small.decoder):
+        net.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    sliced = small.moments(images), small.encode(images), small.decode(whole[1])
+    assert rows == 3 * {1: [1], 5: [3, 2], 6: [3, 3]}[batch]
+    for ours, theirs in zip(sliced, whole, strict=True):
+        assert ours.shape == theirs.shape
+        assert (ours - theirs).abs().max() <= 1e-6
+
+
+@torch.no_grad()
+def test_less_memory_makes_smaller_slices(small, monkeypatch):
+    rows = []
+    small.decoder.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    per_image = 6 * 4 * 160 * 9 * 9  # where 4×4 became 8×8, a tensor has the channels of the lower resolution
+    for free_bytes, wanted in ((3 * per_image - 1, [2, 1]), (0, [1, 1, 1])):
+        monkeypatch.setattr(vae, "free_memory", lambda _, free_bytes=free_bytes: free_bytes)
+        small.decode(torch.randn(3, 4, 4, 4))
+        assert rows == wanted
+        rows.clear()
+
+
+@pytest.mark.parametrize(
+    ("elements", "free_bytes", "rows"),
+    [
+        (128 * 257 * 257, None, 32),  # KL-16 at 256
+        (128 * 257 * 257, 80 * 2**30, 32),
+        (128 * 257 * 257, 2 * 2**30, 10),
+        (128 * 257 * 257, 0, 1),  # it may fit all the same
+        (128 * 1025 * 1025, 80 * 2**30, 15),  # 16 would have more than 2³¹ elements
+        (2**31, None, 1),
+    ],
+)
+def test_slice_rows(elements, free_bytes, rows):
+    assert slice_rows(elements, free_bytes) == rows
+    assert rows == 1 or rows * elements < 2**31
+
+
+class Largest(TorchDispatchMode):
+    """Keeps the number of elements of the largest result."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        self.elements = max(self.elements, *sizes, 0)
+        return out
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("widths", [vae.KL16_WIDTHS, (8, 64, 32), (4, 160)])
+def test_slices_are_chosen_by_the_largest_tensor(monkeypatch, widths):
+    asked = []
+    monkeypatch.setattr(vae, "slice_rows", lambda elements, _: asked.append(elements) or 1)
+    with torch.device("meta"):
+        model, images = AutoencoderKL(4, widths), torch.empty(1, 3, 128, 64)
+        latents = torch.empty(model.latent_shape(images))
+    with Largest() as encoding:
+        model.moments(images)
+    with Largest() as decoding:
+        model.decode(latents)
+    assert asked[0] == asked[1]
+    assert 0.9 * asked[0] < max(encoding.elements, decoding.elements) <= asked[0]
+
+
+def test_free_memory(monkeypatch):
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert free_memory(gpu) is None  # fake tensors
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 5000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 300)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 100)
+    assert free_memory(gpu) == 1200
+    assert free_memory(torch.device("cpu")) is None
 
 
 def test_space_to_depth_is_lossless():

@@ -14,6 +14,8 @@ TABLES = load_tables()
 (MAR_BASE,) = (recipe for recipe in TABLES["imagenet"].recipes if recipe.name == "imagenet/mar_base-disa")
 (PROMPTS,) = (recipe for recipe in TABLES["bundled"].recipes if recipe.name == "bundled/harmon_fashion-low")
 
+CPU = torch.device("cpu")
+
 
 def inception(problem):
     """Inception alone, with what keeps it from working here."""
@@ -71,7 +73,7 @@ def test_harmon_takes_the_grammars_prompts_or_its_own():
 
 
 def test_folders_differ_where_results_do(tmp_path):
-    known = Measurements(tmp_path, "float32")
+    known = Measurements(tmp_path, CPU, "float32")
     other = [
         dataclasses.replace(PROMPTS, prompts=["a bag"]),
         dataclasses.replace(PROMPTS, checkpoint="mine.safetensors"),
@@ -81,6 +83,6 @@ def test_folders_differ_where_results_do(tmp_path):
     ]
     assert len({known.folder(recipe) for recipe in [PROMPTS, *other]}) == 6
     assert known.folder(dataclasses.replace(PROMPTS, table="other", row="same", batch_size=3)) == known.folder(PROMPTS)
-    assert Measurements(tmp_path, "bfloat16").folder(PROMPTS) != known.folder(PROMPTS)
-    with pytest.raises(ValueError, match="dtype is 'float'; allowed are float32, bfloat16"):
-        Measurements(tmp_path, "float")
+    assert Measurements(tmp_path, CPU, "bfloat16").folder(PROMPTS) != known.folder(PROMPTS)
+    with pytest.raises(ValueError, match="dtype is 'float'; allowed are auto, float32, bfloat16"):
+        Measurements(tmp_path, CPU, "float")

@@ -3,6 +3,8 @@
 import dataclasses
 from pathlib import Path
 
+import torch
+
 from disa import Guidance
 from disa.evaluation.extractors import DINOV2
 from disa.evaluation.results import Results, Scores
@@ -105,7 +107,7 @@ def test_records_keep_the_digits():
 
 def test_the_front_is_by_time_where_times_compare_and_by_evaluations_elsewhere():
     found = sweep_table(starting_point(TABLES, "mar_fashion"), {"diff_upper_steps": [8, 9, 10]})
-    known = Measurements(Path("nowhere"), "float32")
+    known = Measurements(Path("nowhere"), torch.device("cpu"), "float32")
     for recipe, seconds, fid in zip(found.shown, (0.3, 0.1, 0.2), (10.0, 12.0, 14.0), strict=True):
         known.results[recipe.name] = results(seconds, metrics=(Scores("fashion-classifier", 8, fid=fid),))
 

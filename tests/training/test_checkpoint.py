@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from disa import build_model
-from disa.training.checkpoint import LAST, find_checkpoint
+from disa.training.checkpoint import LAST, TrainingState, find_checkpoint
+from disa.training.optimization import TrainingSettings
 from disa.weights.load import read_checkpoint
 from tests.conftest import REFERENCE, SMALL_MAR
-from tests.training.test_loop import losses, run
+from tests.training.test_loop import SETTINGS, losses, run
 
 # The training that `before/training_step10.pth.gz` was interrupted in, and its losses.
 TINY = {
@@ -58,6 +59,18 @@ def test_a_checkpoint_of_before_goes_on_as_it_would_have_before(tmp_path):
     run(tmp_path, build_model("mar", **TINY), shape=(4, 4, 4), classes=4)
     assert list(losses(tmp_path)) == list(range(10, 16))
     assert list(losses(tmp_path).values()) == pytest.approx(LOSSES_BEFORE, rel=1e-3)
+
+
+def test_an_optimiser_that_was_not_fused_goes_on_as_one_that_is(tmp_path):
+    model, settings = build_model("mar", **SMALL_MAR), TrainingSettings(**SETTINGS)
+    run(tmp_path, model, epochs=1)
+    content = read_checkpoint(tmp_path / LAST)
+    for group in content["optimizer"]["param_groups"]:
+        assert group.pop("fused") is True  # released ones say None, or nothing
+    torch.save(content, tmp_path / "before.pth")
+    state = TrainingState(model, settings, 4, tmp_path / LAST, argparse.Namespace())
+    state.load(tmp_path / "before.pth")
+    assert [group["fused"] for group in state.optimizer.param_groups] == [True, True]
 
 
 def test_a_released_checkpoint_goes_on_after_its_last_epoch(tmp_path):

@@ -1,14 +1,19 @@
 """Data sets of the class-conditional families: Fashion-MNIST, folders of images, cached latents."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing as mp
 from PIL import Image
 
 from disa.data.fashion import fashion_mnist
 from disa.models.vae import AutoencoderKL, SpaceToDepth
+from disa.runtime import distributed
 from disa.training.data import cached_data, class_folders, fashion_data, image_folder_data, sample_latents
 from tests.helpers.data import write_fashion
+from tests.helpers.processes import free_port
 
 
 def test_fashion_latents_decode_to_the_images(tmp_path):
@@ -28,14 +33,33 @@ def photos(tmp_path):
 
 
 def test_image_folder(photos):
-    data = image_folder_data(AutoencoderKL(width=32), photos, 32)
+    data = image_folder_data(AutoencoderKL(widths=(32,) * 5), photos, 32)
     pixels, label = data.dataset[1]
     assert label == 1
     assert pixels.shape == (3, 32, 32)
     assert pixels[:, 0, 0].tolist() == [0, 0, 255]
     assert data.to_latents(pixels[None]).shape == (1, 16, 2, 2)
     with pytest.raises(FileNotFoundError, match="--data_path"):
-        image_folder_data(AutoencoderKL(width=32), photos / "none", 32)
+        image_folder_data(AutoencoderKL(widths=(32,) * 5), photos / "none", 32)
+
+
+def list_as_rank(rank, port, folder):
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    distributed.setup(torch.device("cpu"))
+    seen = folder if rank == 0 else folder / "nowhere"  # rank 1 would find nothing
+    photos, latents = image_folder_data(Identity(), seen, 32), cached_data(seen / "cached")
+    assert photos.dataset[1][0].shape == (3, 32, 32)
+    assert photos.dataset.classes == ["cat", "dog"]
+    assert latents.dataset[0][0].shape == (2, 4, 1, 1)
+    distributed.shutdown()
+
+
+@pytest.mark.distributed
+def test_one_rank_lists_the_files(photos):
+    (photos / "cached" / "cat").mkdir(parents=True)
+    moments = np.zeros((4, 1, 1), np.float32)
+    np.savez(photos / "cached" / "cat" / "1.npz", moments=moments, moments_flip=moments)
+    mp.spawn(list_as_rank, (free_port(), photos), nprocs=2)
 
 
 def test_cached_latents_are_mirrored_at_random(tmp_path):
@@ -126,7 +150,7 @@ def test_images_are_mirrored_at_random_and_each_as_a_whole(photos):
 
 def test_samples_of_the_posterior_have_no_gradient():
     images = torch.ones(1, 3, 2, 2, requires_grad=True)
-    vae = AutoencoderKL(width=32)
+    vae = AutoencoderKL(widths=(32,) * 5)
     assert not sample_latents(vae, torch.zeros(1, 3, 32, 32)).requires_grad
     assert torch.equal(sample_latents(Identity(), images), images)
 

@@ -98,7 +98,12 @@ def test_folders_in_the_released_layout(folders):
     assert data[0][0].shape == data[0][2].shape == (3, 32, 32)
     assert ImageTexts({**text_to_image, "cap_source": "re_caption"}, None, 32)[1][1] == "a long b"
     dataset, prepare = folder_text(
-        TEXT, AutoencoderKL(width=32), 4, text_to_image=text_to_image, image_to_text=image_to_text, image_size=32
+        TEXT,
+        AutoencoderKL(widths=(32,) * 5),
+        4,
+        text_to_image=text_to_image,
+        image_to_text=image_to_text,
+        image_size=32,
     )
     pixels, caption, asked, question, answer = dataset[0]
     described, answered = prepare(pixels[None], [caption], asked[None], [question], [answer])
@@ -154,7 +159,7 @@ def config(tmp_path):
 
 def test_training_from_a_config_gives_a_model_that_loads(config, tmp_path, capsys):
     run_training(load_training_config(config), tmp_path / "out", device="cpu")
-    assert "12 items, 1 ranks on cpu" in capsys.readouterr().out
+    assert "12 items" in capsys.readouterr().out
     content = read_checkpoint(tmp_path / "out" / "checkpoint-last.pth")
     assert content["step"] == 6
     assert not any(name.startswith("vae") for name in content["model"])
@@ -230,7 +235,7 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(config, tmp_path):
 def test_two_ranks_with_copies_and_with_shares_learn_the_same(config, tmp_path):
     for name, environment in (("copies", {}), ("shares", {"ACCELERATE_USE_FSDP": "true"})):
         ended = processes.run(*words(config, tmp_path / name, *TORCHRUN), cwd=ROOT / "Harmon_DiSA", **environment)
-        assert "12 items, 2 ranks on cpu" in ended.stdout
+        assert "2 ranks, float32" in ended.stderr
     copies, shares = (read_checkpoint(tmp_path / name / LAST) for name in ("copies", "shares"))
     assert copies["step"] == shares["step"] == 2
     for key in ("model", "model_ema"):

@@ -235,8 +235,9 @@ def test_without_tensorboard_the_extra_is_named(tmp_path, monkeypatch):
         run(tmp_path)
 
 
-def test_bfloat16_autocast_trains(tmp_path):
-    run(tmp_path, dtype=torch.bfloat16, epochs=1)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_trains(tmp_path, dtype):
+    run(tmp_path, dtype=dtype, epochs=1)
     assert len(losses(tmp_path)) == 4
 
 
@@ -254,6 +255,7 @@ def test_two_ranks_train_one_model(tmp_path):
     assert len(found) == 2 * 2  # 18 images, 2 ranks of 4 a step
     first, second = (torch.load(tmp_path / f"rank{rank}.pth", weights_only=True) for rank in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
+    assert (tmp_path / "memory.txt").read_text() == "shared"
 
 
 def rank_main():
@@ -261,6 +263,10 @@ def rank_main():
     folder = Path(os.environ["FOLDER"])
     model = run(folder, epochs=2)
     torch.save(model.state_dict(), folder / f"rank{distributed.rank()}.pth")
+    gradients = [parameter.grad for parameter in model.parameters()]
+    places = {gradient.untyped_storage().data_ptr() for gradient in gradients}
+    # Each is a part of what the ranks exchange, not a copy of it.
+    (folder / "memory.txt").write_text("shared" if len(places) < len(gradients) else "copied")
     distributed.shutdown()
 
 

@@ -244,7 +244,7 @@ COPY = "llm.lm_head.weight"  # the language model's embedding once more
 def harmon(monkeypatch):
     """The weights of a small Harmon, as the released files have them; KL-16 is thinner, for speed."""
     for module in (load, disa.models.harmon):
-        monkeypatch.setattr(module, "AutoencoderKL", functools.partial(AutoencoderKL, width=32))
+        monkeypatch.setattr(module, "AutoencoderKL", functools.partial(AutoencoderKL, widths=(32,) * 5))
     torch.manual_seed(0)
     return build_model("harmon", **SMALL_HARMON).state_dict()
 

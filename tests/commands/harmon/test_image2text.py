@@ -11,7 +11,7 @@ from disa.data.transforms import open_image, to_signed
 from disa.models.vae import AutoencoderKL, SpaceToDepth
 from tests.commands.harmon.conftest import refused
 
-COLOUR, GREY = AutoencoderKL(width=32), SpaceToDepth()
+COLOUR, GREY = AutoencoderKL(widths=(32,) * 5), SpaceToDepth()
 
 
 @pytest.fixture

@@ -1,0 +1,33 @@
+"""What a command says before it computes."""
+
+import pytest
+import torch
+
+from disa.runtime import distributed
+from disa.runtime.start import announce, start
+
+CPU = torch.device("cpu")
+
+
+def test_the_device_is_chosen_and_nothing_is_printed_yet(capsys):
+    assert start("cpu") == CPU
+    with pytest.raises(ValueError, match="device is 'tpu'"):
+        start("tpu")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_device_ranks_and_dtype_are_announced_with_what_is_slow(capsys, monkeypatch):
+    announce(CPU, "float32")
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith("cpu (")
+    assert error.endswith("1 rank, float32\n")
+    monkeypatch.setattr(distributed, "slow_reasons", lambda device: [f"no GPU beside this {device}"])
+    announce(CPU)
+    assert capsys.readouterr().err.endswith("1 rank\nslow: no GPU beside this cpu\n")
+
+
+def test_other_ranks_print_nothing(capsys, monkeypatch):
+    monkeypatch.setattr(distributed, "is_main", lambda: False)
+    announce(CPU, "float32")
+    assert capsys.readouterr() == ("", "")
