@@ -95,12 +95,14 @@ class AnnealedModel(nn.Module):
         flow_times: number of steps -> the flow times to visit, of flow models.
         ar_steps: AR steps where the architecture fixes them; None where `num_iter` says how many.
         run: how solvers, and networks of one length, are run.
+        act: makes the `Annealing` of each generation.
     """
 
     solvers: Mapping[str, Solver]
     flow_times: Callable[[int], Times] | None = None
     ar_steps: int | None = None
     run: Run = staticmethod(run)
+    act: Callable[..., Annealing] = Annealing
 
     def generate(self, *args: Any, **kwargs: Any) -> Tensor:  # Any: labels or prompts, and what a family adds
         """Sample latents [B, C, H, W]."""
@@ -117,7 +119,8 @@ class AnnealedModel(nn.Module):
     ) -> Annealing:
         """Return the `Annealing` of one generation; arguments and errors are those of `generate`."""
         solver, ar_steps = (get_solver(self.solvers, sampler), self.ar_steps or num_iter or 0)
-        return Annealing(
+        schedule.check(sampler=sampler)
+        return self.act(
             schedule,
             solver,
             ar_steps,
@@ -131,6 +134,7 @@ class AnnealedModel(nn.Module):
     def nfe(self, schedule: StepSchedule, sampler: str, num_iter: int | None = None) -> list[int]:
         """Count the evaluations of the network at each AR step that `generate` makes with these settings."""
         solver = get_solver(self.solvers, sampler)
+        schedule.check(sampler=sampler)
         _, times = _plan(schedule, solver, self.ar_steps or num_iter or 0, self.flow_times)
         return [solver.evaluations(visited) for visited in times]
 
@@ -145,7 +149,7 @@ def _plan(
     if ar_steps < 1:
         raise ValueError(f"num_iter is {ar_steps}; at least 1 AR step is needed")
     counts = [schedule.steps(step, ar_steps) if solver.annealed else schedule.upper for step in range(ar_steps)]
-    return counts, [choose(count) for count in counts]
+    return counts, list(schedule.times) if schedule.times else [choose(count) for count in counts]
 
 
 def check_temperature(temperature: float) -> None:

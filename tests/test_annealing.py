@@ -148,6 +148,33 @@ def test_a_solver_that_is_not_annealed_always_takes_the_upper_count():
     assert Annealing(StepSchedule(6, 2), DIFFUSION["DDIM"], 3, ImageNoise([1])).counts == [6, 4, 2]
 
 
+def test_a_schedule_may_say_which_times_are_visited():
+    schedule = StepSchedule(counts=(3, 1), times=((1.0, 0.5, 0.25, 0.0), (1.0, 0.0)), made_for={"sampler": ["euler"]})
+    model, noise = Model(), ImageNoise([1, 2])
+    anneal = model.annealing(schedule, "euler", noise, 1.0, None, 2)
+    assert (anneal.counts, anneal.times) == ([3, 1], [(1.0, 0.5, 0.25, 0.0), (1.0, 0.0)])
+    sample = anneal(0, lambda x, _: x, 3, 4)
+    assert torch.equal(sample, FLOW["euler"].solve(lambda x, _: x, noise.normal(0, 1, 3, 4), schedule.times[0]))
+    assert model.nfe(schedule, "euler", 2) == [3, 1]
+    for call in (model.nfe, lambda *args: model.annealing(*args[:2], noise, 1.0, None, args[2])):
+        with pytest.raises(ValueError, match="is for 2 AR steps, and there are 3"):
+            call(schedule, "euler", 3)
+        with pytest.raises(ValueError, match="for sampler euler, not heun"):
+            call(schedule, "heun", 2)
+    assert model.nfe(StepSchedule(counts=(3, 1)), "heun", 2) == [5, 1]
+
+
+def test_another_act_may_take_the_place_of_annealing():
+    class Counting(Annealing):
+        pass
+
+    model = Model()
+    model.act = Counting
+    anneal = model.annealing(StepSchedule(6, 2), "euler", ImageNoise([1]), 1.0, None, 3)
+    assert type(anneal) is Counting
+    assert anneal.counts == [6, 4, 2]
+
+
 def test_defaults_are_a_temperature_of_1_and_latents():
     assert Annealing(StepSchedule(), DIFFUSION["DiSA"], 1, ImageNoise([1])).temperature == 1
     with pytest.raises(FloatingPointError, match="infinite latents"):

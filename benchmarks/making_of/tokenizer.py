@@ -153,9 +153,8 @@ class Training:
         torch.autograd.backward([restored, kl * self.args.kl_weight], [gradient.to(restored.dtype), None])
         nn.utils.clip_grad_norm_(self.tokenizer.parameters(), 1.0)
         self.optimizers[0].step()
+        self.ema.update(self.step)
         self.step += 1
-        self.ema.rate = min(EMA_RATE, self.step / (self.step + 10))  # at first, the average forgets faster
-        self.ema.update()
         return losses
 
     def teach(self, images: Tensor, restored: Tensor) -> float:

@@ -112,6 +112,8 @@ def run_evaluation(args: Namespace, family: Family, device: torch.device) -> Non
 def run_training(args: Namespace, family: Family, device: torch.device) -> None:
     """Train, from scratch or from where an earlier run stopped."""
     specs, settings = get_specs(args)[0] if args.online_eval else [], settings_from_flags(args)
+    if args.online_eval:
+        family.sampling(args).schedule.check(weights="those in training")
     torch.manual_seed(args.seed)
     model = build_model(args.model, **family.arguments(args, training=True))
     resume = find_checkpoint(args.resume) if args.resume else None

@@ -17,6 +17,8 @@ COMMANDS = {
     "stats": "reference statistics of images, for FID, KID, precision and recall",
     "reproduce": "measure recipes, and put them beside what was published",
     "sweep": "measure a grid of settings: where does quality start to drop?",
+    "calibrate": "find how many diffusion steps each AR step of a model needs",
+    "evidence": "observe in a model what annealing rests on: variances, predictions and paths by AR step",
 }
 
 

@@ -20,20 +20,24 @@ from ..tables import report
 from ..tables.measure import load
 from ..tables.recipes import Recipe, load_tables
 from ..tables.report import Column, Point, Section, decimals
-from ..tables.show import Row, RowColumn, machines
+from ..tables.show import Row, RowColumn, compare_budgets, machines
 from .flags import HelpFormatter
 
-NAMES = {"full": "without DiSA", "disa": "DiSA", "low": "low everywhere"}  # row of the table `bundled` -> its name here
+# Row of the table `bundled` -> its name here.
+NAMES = {"full": "without DiSA", "disa": "DiSA", "even": "same NFE, evenly", "low": "low everywhere"}
 
 EXPLANATION = """Each model generates an image in AR steps: MAR groups of tokens in random order, FlowAR ever finer \
 grids, xAR cell by cell. Within each AR step it evaluates a diffusion or flow network, the head (in xAR the whole \
 transformer), once per diffusion step; NFE counts these evaluations per image. Without DiSA, every AR step takes the \
-full count; with DiSA, the first AR steps take many diffusion steps and the last ones few; the last row takes few \
-everywhere. With DiSA, MAR also takes fewer AR steps. All rows start from the same image seeds.
+full count; with DiSA, the first AR steps take many diffusion steps and the last ones few; the third row takes as many \
+in all as with DiSA, but equally many in each AR step; the last row takes few everywhere. All rows of a model take as \
+many AR steps and start from the same image seeds. `disa reproduce bundled_released` measures the models as released, \
+with more AR steps or other solvers.
 
 The Fréchet distance compares the images with the 10,000 test images of Fashion-MNIST, in features of \
 EfficientNet-Lite0 and of the bundled classifier (lower is better; with few images it is biased upwards, alike in \
-every row). Accuracy is how often that classifier sees the label that was asked for."""
+every row). A difference is called one only beyond two standard errors, and else a tie. Accuracy is how often that \
+classifier sees the label that was asked for."""
 
 COLUMNS: tuple[RowColumn, ...] = (
     Column("setting", lambda row: NAMES[row.recipe.row]),
@@ -48,7 +52,7 @@ COLUMNS: tuple[RowColumn, ...] = (
 
 
 def bundled_recipes() -> dict[str, list[Recipe]]:
-    """Read what is compared: the bundled models of class labels, each without DiSA, with it, and with its low count."""
+    """Read what is compared: the bundled models of class labels, each without DiSA, with it, evenly, and low."""
     recipes = [recipe for recipe in load_tables()["bundled"].recipes if not recipe.takes_prompts]
     return {model: [one for one in recipes if one.model == model] for model in dict.fromkeys(r.model for r in recipes)}
 
@@ -89,9 +93,10 @@ def demonstrate(recipes: Mapping[str, Sequence[Recipe]], out: Path, device: torc
                 settings={"model": model, "dtype": dtype},
                 num_images=recipe.num_images,
                 batch_size=recipe.batch_size,
+                intervals=True,
             )
             rows.append(Row(recipe, results, rows[0].results if rows else results))
-        tables.append(f"{model}\n\n{report.table(rows, COLUMNS)}")
+        tables.append("\n\n".join([model, report.table(rows, COLUMNS), "\n".join(compare_budgets(rows))]))
         if distributed.is_main():
             sections += describe(model, out / model, rows)
     if distributed.is_main():
@@ -111,6 +116,7 @@ def describe(model: str, folder: Path, rows: Sequence[Row]) -> list[Section[Row]
     plots["Evaluations of the head at each AR step, all settings stretched to the same width"] = schedules
     grids = {name: Image.open(folder / row.recipe.sampling.name() / "samples.png") for name, row in named.items()}
     text = f"{rows[0].recipe.num_images} images per setting, on {'; '.join(machines(rows))}."
+    text += "".join(f"\n\n{sentence} (± two standard errors)." for sentence in compare_budgets(rows))
     samples = Section[Row](f"Samples of {model}", "The same seeds in every grid; a column is a class.", pictures=grids)
     return [Section(model, text, rows, COLUMNS, plots), samples]
 

@@ -6,11 +6,14 @@ import dataclasses
 from argparse import Namespace
 
 from .. import diffusion, flow
+from ..acceleration.caching import Caching
+from ..acceleration.feature_cache import Extrapolation
 from ..generation.generators import Sampling
+from ..grouping import Grouping
 from ..guidance import Guidance
 from ..schedule import StepSchedule
 from .class_conditional import Family
-from .flags import Group, switch, value
+from .flags import Group, add_cache_flags, add_feature_flags, add_grouping_flags, switch, value
 
 # flag -> argument of the model, in the order that results.json has.
 _LATENTS = {"img_size": "image_size", "vae_stride": "latent_stride", "vae_embed_dim": "latent_channels"}
@@ -28,22 +31,33 @@ def _add_head(group: Group, kind: str) -> None:
 def _add_schedule(group: Group, flag: str, upper: int, lower: int, steps: str, ar_step: str) -> None:
     value(group, f"--{flag}_upper_steps", upper, f"{steps} at the first {ar_step}")
     value(group, f"--{flag}_lower_steps", lower, f"{steps} at the last {ar_step}; as many as upper: no annealing")
-    value(group, f"--{flag}_annealing_strategy", "linear", "linear, cosine, two-stage or constant")
+    value(group, f"--{flag}_annealing_strategy", "linear", "linear, cosine, two-stage, constant or even")
 
 
 def _annealed(args: Namespace, flag: str) -> StepSchedule:
     names = ("upper_steps", "lower_steps", "annealing_strategy")
-    return StepSchedule(*(getattr(args, f"{flag}_{name}") for name in names))
+    return _loaded(args) or StepSchedule(*(getattr(args, f"{flag}_{name}") for name in names))
 
 
-def _fixed(count: int) -> StepSchedule:
-    return StepSchedule(count, count, "constant")
+def _guidance(args: Namespace, schedule: str) -> Guidance:
+    return Guidance(args.cfg, schedule, args.guidance, args.guidance_min_time, args.skip_guidance_below)
+
+
+def _fixed(args: Namespace, count: int) -> StepSchedule:
+    return _loaded(args) or StepSchedule(count, count, "constant")
+
+
+def _loaded(args: Namespace) -> StepSchedule | None:
+    return StepSchedule.load(args.step_schedule) if args.step_schedule else None
 
 
 def _add_mar_flags(group: Group) -> None:
     value(group, "--buffer_size", 64, "slots for the class in front of the tokens")
     _add_head(group, "diffusion")
     value(group, "--num_iter", 64, "AR steps")
+    add_grouping_flags(group)
+    add_cache_flags(group)
+    value(group, "--guidance", 1.0, "diffusion time above which guidance is off (1 is noise, 0 is data)")
     value(group, "--diff_sampler", "default", f"one of {', '.join(diffusion.SOLVERS)}")
     _add_schedule(group, "diff", 25, 5, "diffusion steps", "AR step")
     value(group, "--temperature", 1.0, "factor on the noise of diffusion steps")
@@ -54,8 +68,11 @@ def _add_mar_flags(group: Group) -> None:
 
 
 def _mar_sampling(args: Namespace) -> Sampling:
-    schedule, guidance = _annealed(args, "diff"), Guidance(args.cfg, args.cfg_schedule)
-    return Sampling(args.num_iter, schedule, args.diff_sampler, guidance, args.temperature, args.seed)
+    schedule, guidance = _annealed(args, "diff"), _guidance(args, args.cfg_schedule)
+    settings = args.diff_sampler, guidance, args.temperature, args.seed
+    grouping = Grouping(args.token_order, args.tokens_per_step)
+    caching = Caching(args.cache_tokens, args.cache_conditions, args.cache_first)
+    return Sampling(args.num_iter, schedule, *settings, grouping, caching=caching)
 
 
 _MAR_SHAPE = {"patch_size": "patch_size", "class_num": "num_classes", "buffer_size": "buffer_size"}
@@ -77,6 +94,7 @@ def _add_flowar_flags(group: Group) -> None:
     value(group, "--guidance", 0.9, "flow time above which guidance is off (1 is noise, 0 is data)")
     value(group, "--flow_sampler", "euler", f"one of {', '.join(flow.SOLVERS)}")
     value(group, "--temperature", 1.0, "factor on the noise that the solver euler_maruyama adds")
+    add_feature_flags(group)
     value(group, "--grad_clip", 3.0, _CLIP)
     value(group, "--buffer_size", 0, "without effect: the class is the first scale's input")
 
@@ -95,15 +113,20 @@ def _add_flowar_eval_flags(group: Group) -> None:
 
 
 def _flowar_sampling(args: Namespace, schedule: StepSchedule) -> Sampling:
-    guidance = Guidance(args.cfg, args.cfg_schedule, args.guidance)
-    return Sampling(None, schedule, args.flow_sampler, guidance, args.temperature, args.seed)
+    return _flow_sampling(args, schedule, _guidance(args, args.cfg_schedule))
+
+
+def _flow_sampling(args: Namespace, schedule: StepSchedule, guidance: Guidance) -> Sampling:
+    extrapolation = Extrapolation(args.feature_every, args.feature_order, args.feature_fresh)
+    settings = args.flow_sampler, guidance, args.temperature, args.seed
+    return Sampling(None, schedule, *settings, extrapolation=extrapolation)
 
 
 FLOWAR = Family(
     "FlowAR",
     "Train FlowAR, or evaluate it with a fixed number of flow steps.",
     _add_flowar_training_flags,
-    lambda args: _flowar_sampling(args, _fixed(args.num_step)),
+    lambda args: _flowar_sampling(args, _fixed(args, args.num_step)),
     model_flags={**_LATENTS, "scales": "scales", "class_num": "num_classes", **_HEAD},
     training_flags={**_DROPOUT, "use_checkpoint": "grad_checkpointing"},
 )
@@ -117,8 +140,10 @@ FLOWAR_EVAL = dataclasses.replace(
 
 def _add_xar_flags(group: Group) -> None:
     value(group, "--cells_per_side", 2, "cells per side of the latents; each is one AR step")
+    value(group, "--guidance", 1.0, "flow time above which guidance is off (1 is noise, 0 is data)")
     value(group, "--flow_sampler", "euler_maruyama", f"one of {', '.join(flow.SOLVERS)}")
     value(group, "--temperature", 1.0, "factor on the noise that the solver adds")
+    add_feature_flags(group)
 
 
 def _add_xar_training_flags(group: Group) -> None:
@@ -137,15 +162,16 @@ def _add_xar_eval_flags(group: Group) -> None:
 
 def _xar_sampling(args: Namespace, schedule: StepSchedule) -> Sampling:
     # The released training script names a cosine schedule and computes the linear one.
-    guidance = Guidance(args.cfg, "linear" if args.cfg_schedule == "cosine" else args.cfg_schedule)
-    return Sampling(None, schedule, args.flow_sampler, guidance, args.temperature, args.seed)
+    return _flow_sampling(
+        args, schedule, _guidance(args, "linear" if args.cfg_schedule == "cosine" else args.cfg_schedule)
+    )
 
 
 XAR = Family(
     "xAR",
     "Train xAR, or evaluate it with a fixed number of flow steps.",
     _add_xar_training_flags,
-    lambda args: _xar_sampling(args, _fixed(int(args.num_sampling_steps))),
+    lambda args: _xar_sampling(args, _fixed(args, int(args.num_sampling_steps))),
     model_flags={**_LATENTS, "cells_per_side": "cells_per_side", "class_num": "num_classes"},
     training_flags=_DROPOUT,
 )

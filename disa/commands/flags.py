@@ -50,6 +50,8 @@ def parser(description: str, model: str, models: Sequence[str], *, patches: bool
     value(group, "--eval_bsz", 64, "images at a time on each rank")
     value(group, "--cfg", 1.0, "guidance scale; 1 is no guidance")
     value(group, "--cfg_schedule", "linear", "linear (from 1 to cfg) or constant")
+    add_guidance_flags(group)
+    add_step_schedule_flag(group)
     switch(group, "--keep_images", "write the images, which are measured as they are made, too")
     add_metrics_flags(group)
 
@@ -81,6 +83,47 @@ def parser(description: str, model: str, models: Sequence[str], *, patches: bool
     add_speed_flags(group, "; in training, of the autocast forward pass")
     add_running_flags(result, seed=1)
     return result
+
+
+def add_guidance_flags(group: Group) -> None:
+    """Add where guidance is off, for `Guidance`, besides `--guidance`."""
+    value(group, "--guidance_min_time", 0.0, "time below which guidance is off (1 is noise, 0 is data)")
+    text = "where the guidance scale, at least 1, is below this, it counts as 1 and saves the unconditional branch"
+    value(group, "--skip_guidance_below", 1.0, text)
+
+
+def add_grouping_flags(group: Group) -> None:
+    """Add which tokens an AR step samples, for `Grouping`."""
+    from ..grouping import ORDERS, TOKENS_PER_STEP  # imports torch
+
+    text = "random; halton, evenly over the grid from the start; gtr, every fourth diagonal first, the odd ones last"
+    group.add_argument("--token_order", default="random", choices=ORDERS, help=text)
+    text = "cosine, ever more; stages, most AR steps for gtr's first quarter of the tokens, and few for the last half"
+    group.add_argument("--tokens_per_step", default="cosine", choices=TOKENS_PER_STEP, help=text)
+
+
+def add_cache_flags(group: Group) -> None:
+    """Add how often the backbone is computed in full, for `Caching`."""
+    text = "AR steps from one full pass of the backbone to the next; in between it computes few tokens"
+    value(group, "--cache_tokens", 1, text)
+    text = "AR steps from one unconditional pass to the next; in between its last difference is added to the other"
+    value(group, "--cache_conditions", 1, text)
+    value(group, "--cache_first", 5, "AR steps at the beginning without either cache")
+
+
+def add_feature_flags(group: Group) -> None:
+    """Add how often the blocks that flow steps evaluate are computed, for `Extrapolation`."""
+    text = "flow steps from one full pass through the blocks to the next; what they would give in between is foretold"
+    value(group, "--feature_every", 1, text)
+    text = "of the polynomial through the last full passes that foretells it; 0: as the last one"
+    value(group, "--feature_order", 1, text)
+    value(group, "--feature_fresh", 0, "blocks at the beginning that always run; 1: a first-block cache")
+
+
+def add_step_schedule_flag(group: Group) -> None:
+    """Add a file for `StepSchedule.load`."""
+    text = "of `disa calibrate`: the diffusion steps of every AR step, in place of the flags on their number; "
+    value(group, "--step_schedule", "", f"{text}force:FILE where weights or guidance are others")
 
 
 def add_metrics_flags(group: Group) -> None:

@@ -13,9 +13,11 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from ..acceleration import Acceleration
+from ..acceleration.caching import Caching
 from ..data.text import UNCONDITIONAL_PROMPT, TextTokenizer
 from ..data.transforms import pad_and_resize, to_signed
-from ..generation.generators import PromptGenerator, Sampling, choose_attention, image_shape
+from ..generation.generators import OPTIONAL, PromptGenerator, Sampling, choose_attention, image_shape
+from ..grouping import Grouping
 from ..guidance import Guidance
 from ..models import MODELS
 from ..models.harmon import Harmon
@@ -27,9 +29,18 @@ from ..runtime.fingerprint import fingerprint
 from ..runtime.start import announce
 from ..schedule import StepSchedule
 from ..weights.load import load_model
-from .flags import HelpFormatter, add_device_flag, add_speed_flags, value
+from .flags import (
+    HelpFormatter,
+    add_cache_flags,
+    add_device_flag,
+    add_grouping_flags,
+    add_guidance_flags,
+    add_speed_flags,
+    add_step_schedule_flag,
+    value,
+)
 
-# The flags that an image depends on, besides its prompt, its number and the weights.
+# The flags that an image depends on, besides its prompt, its number and the weights, and those in OPTIONAL.
 _IMAGE = ("image_size", "num_iter", "cfg", "cfg_schedule", "cfg_prompt", "temperature")
 _STEPS = ("sampler", "upper_steps", "lower_steps", "annealing_strategy")
 SETTINGS = (*_IMAGE, *_STEPS, "seed", "dtype")
@@ -79,13 +90,18 @@ def add_image_flags(parser: ArgumentParser) -> None:
     value(group, "--batch_size", 4, "images at a time")
     value(group, "--cfg", 3.0, "guidance scale; 1 is no guidance")
     value(group, "--cfg_schedule", "constant", "constant, or linear (from 1 to cfg)")
+    value(group, "--guidance", 1.0, "diffusion time above which guidance is off (1 is noise, 0 is data)")
+    add_guidance_flags(group)
     value(group, "--cfg_prompt", UNCONDITIONAL_PROMPT, "prompt that guidance leads away from")
     value(group, "--temperature", 1.0, "factor on the noise of diffusion steps")
     value(group, "--num_iter", 64, "AR steps")
+    add_grouping_flags(group)
+    add_cache_flags(group)
     group.add_argument("--sampler", help="DiSA (annealed), default (as released), …; by default the config's")
     group.add_argument("--upper_steps", type=int, help="diffusion steps at the first AR step; by default the config's")
     group.add_argument("--lower_steps", type=int, help="diffusion steps at the last AR step; by default the config's")
-    group.add_argument("--annealing_strategy", help="linear, cosine, two-stage or constant; by default the config's")
+    add_step_schedule_flag(group)
+    group.add_argument("--annealing_strategy", help="linear, cosine, two-stage, constant or even; else the config's")
     value(group, "--seed", 1, "with an image's number it gives the image")
 
 
@@ -131,12 +147,14 @@ def get_generator(
     for name in ("grid_size", "batch_size"):
         if getattr(args, name) < 1:
             raise ValueError(f"{name} is {getattr(args, name)}; it must be at least 1")
-    schedule = StepSchedule(args.upper_steps, args.lower_steps, args.annealing_strategy)
-    guidance = Guidance(args.cfg, args.cfg_schedule)
+    guidance = Guidance(args.cfg, args.cfg_schedule, args.guidance, args.guidance_min_time, args.skip_guidance_below)
+    settings = args.sampler, guidance, args.temperature, args.seed
+    grouping = Grouping(args.token_order, args.tokens_per_step)
+    caching = Caching(args.cache_tokens, args.cache_conditions, args.cache_first)
     generator = kind(
         model,
         prompts,
-        Sampling(args.num_iter, schedule, args.sampler, guidance, args.temperature, args.seed),
+        Sampling(args.num_iter, _schedule(args), *settings, grouping, caching=caching),
         device,
         image_shape=image_shape(args.image_size, model.vae.stride),
         images_per_prompt=args.grid_size**2,
@@ -151,8 +169,20 @@ def get_generator(
 
 def get_settings(args: Namespace, config: Config, model: Harmon) -> dict[str, object]:
     """Record the model and the settings of a generation, under the flags' names."""
-    flags = {name: getattr(args, name) for name in SETTINGS}
+    others = [name for name, default in OPTIONAL["diff"].items() if getattr(args, name) != default]
+    flags = {name: getattr(args, name) for name in (*SETTINGS, *others)}
+    if args.step_schedule:
+        schedule = _schedule(args)
+        counts = (schedule.upper, schedule.lower, schedule.strategy)
+        flags |= dict(zip(_STEPS[1:], counts, strict=True))
     return {"model": config["model"], "weights": fingerprint(model), **flags}
+
+
+def _schedule(args: Namespace) -> StepSchedule:
+    """Load the step schedule that the flags name, or make that of their counts."""
+    if args.step_schedule:
+        return StepSchedule.load(args.step_schedule)
+    return StepSchedule(args.upper_steps, args.lower_steps, args.annealing_strategy)
 
 
 def fit_image(image: Image.Image, height: int, width: int, vae: VAE) -> Tensor:

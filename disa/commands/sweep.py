@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..tables.recipes import load_tables
-from ..tables.sweep import EXAMPLES, starting_point, sweep_table
+from ..tables.sweep import ACCELERATORS, EXAMPLES, starting_point, sweep_table
 from .reproduce import add_measuring_flags, measure
 
 
@@ -19,6 +19,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     for name, example in EXAMPLES.items():
         kind, text = type(example), f"one value or several, like {example}"
         parser.add_argument(f"--{name}", nargs="+", type=kind, metavar="VALUE", default=argparse.SUPPRESS, help=text)
+    text = "run with each, with none, and with all their combinations: " + "; ".join(
+        f"{name} ({', '.join(f'{setting} {value}' for setting, value in changes.items())})"
+        for name, changes in ACCELERATORS.items()
+    )
+    parser.add_argument("--accelerate", nargs="+", choices=ACCELERATORS, metavar="NAME", default=[], help=text)
     parser.add_argument("--resume", metavar="CHECKPOINT", help="weights; by default those of the recipe")
     parser.add_argument("--out", type=Path, help="folder of everything; by default out/sweep/MODEL")
     add_measuring_flags(parser)
@@ -26,6 +31,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     grid = {name: values for name, values in vars(args).items() if name in EXAMPLES}
-    table = sweep_table(starting_point(load_tables(), args.model), grid)
+    table = sweep_table(starting_point(load_tables(), args.model), grid, args.accelerate)
     table = table.change(num_images=args.images, batch_size=args.batch_size, checkpoint=args.resume)
     return measure(args, [table], args.out or Path("out/sweep", args.model), f"Sweep: {args.model}", front=True)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..multistep import multistep
 from ..solver import Solver
 from .process import TRAINING_STEPS, GaussianProcess, cosine_betas
 
@@ -124,13 +125,22 @@ def dpm_solver(network: Network, noise: Tensor, timesteps: Sequence[float], temp
 
 
 def dpm_solver_pp(
-    network: Network, noise: Tensor, timesteps: Sequence[float], temperature: float = 1.0, order: int = 1
+    network: Network,
+    noise: Tensor,
+    timesteps: Sequence[float],
+    temperature: float = 1.0,
+    order: int = 1,
+    stochastic: bool = False,
 ) -> Tensor:
     """DPM-Solver++ multistep (Lu et al. 2022b, algorithm 2): exponential integrator in x0. `noise` is [1, ..., C].
 
     `order` 2 extrapolates x0 from the step before. The first step has none. The last step is of order 1 too: it is
     the longest in log-SNR by far, and extrapolation overshoots.
+
+    `stochastic` integrates the reverse SDE in place of the ODE (SDE-DPM-Solver++): x0 counts exp(-2h), not exp(-h), and
+    each step but the last adds its draw of `noise` [K, ..., C] times `temperature`.
     """
+    rate = 2 if stochastic else 1
     alpha, sigma, half_log_snr = _half_log_snr(np.append(np.array(timesteps) / TRAINING_STEPS, _LAST_TIME))
     steps = np.diff(half_log_snr)
     x = noise[0]
@@ -141,7 +151,10 @@ def dpm_solver_pp(
         target = x0
         if order == 2 and 0 < i < len(timesteps) - 1:
             target = x0 + steps[i] / (2 * steps[i - 1]) * (x0 - x0_before)
-        x = (sigma[i + 1] / sigma[i]) * x - (alpha[i + 1] * np.expm1(-steps[i])) * target
+        decay = math.exp((1 - rate) * steps[i])
+        x = (decay * sigma[i + 1] / sigma[i]) * x - (alpha[i + 1] * np.expm1(-rate * steps[i])) * target
+        if stochastic and i < len(timesteps) - 1:
+            x = torch.add(x, noise[i + 1], alpha=temperature * sigma[i + 1] * math.sqrt(1 - decay**2))
         x0_before = x0
     return x
 
@@ -151,6 +164,49 @@ def dpm_solver_pp_2m(network: Network, noise: Tensor, timesteps: Sequence[float]
     return dpm_solver_pp(network, noise, timesteps, temperature, order=2)
 
 
+def sde_dpm_solver_pp_2m(
+    network: Network, noise: Tensor, timesteps: Sequence[float], temperature: float = 1.0
+) -> Tensor:
+    """`dpm_solver_pp` of order 2, stochastic."""
+    return dpm_solver_pp(network, noise, timesteps, temperature, order=2, stochastic=True)
+
+
+def deis2(network: Network, noise: Tensor, timesteps: Sequence[float], temperature: float = 1.0) -> Tensor:
+    """rhoAB-DEIS (Zhang and Chen 2022, proposition 3): Adams–Bashforth 2 on d(x / alpha) = epsilon d(sigma / alpha).
+
+    `noise` is [1, ..., C].
+    """
+    alpha, sigma, _ = _half_log_snr(np.append(np.array(timesteps) / TRAINING_STEPS, _LAST_TIME))
+
+    def epsilon(x: Tensor, i: int) -> Tensor:
+        return network(x, timesteps[i])[0]
+
+    return multistep(epsilon, noise[0], (sigma / alpha).tolist(), alpha.tolist(), order=2)
+
+
+def unipc(network: Network, noise: Tensor, timesteps: Sequence[float], order: int) -> Tensor:
+    """UniPC in x0 (Zhao et al. 2023, theorem 3.1 and corollary 3.2): UniP-p, then UniC-p, with p = `order`.
+
+    The conditions on their coefficients are solved exactly, so that the paper's B(h) cancels. `noise` is [1, ..., C].
+    """
+    alpha, sigma, half_log_snr = _half_log_snr(np.append(np.array(timesteps) / TRAINING_STEPS, _LAST_TIME))
+
+    def x0(x: Tensor, i: int) -> Tensor:
+        return (x - sigma[i] * network(x, timesteps[i])[0]) / alpha[i]
+
+    return multistep(x0, noise[0], half_log_snr.tolist(), sigma.tolist(), order=order, rate=1.0, correct=True)
+
+
+def unipc2(network: Network, noise: Tensor, timesteps: Sequence[float], temperature: float = 1.0) -> Tensor:
+    """`unipc` of order 2."""
+    return unipc(network, noise, timesteps, order=2)
+
+
+def unipc3(network: Network, noise: Tensor, timesteps: Sequence[float], temperature: float = 1.0) -> Tensor:
+    """`unipc` of order 3."""
+    return unipc(network, noise, timesteps, order=3)
+
+
 SOLVERS: dict[str, Solver] = {
     "DiSA": Solver(ancestral, "ancestral, t ≤ 950", len, lambda times: 1 + len(times), annealed_timesteps),
     "default": Solver(ancestral, "ancestral", len, lambda times: 1 + len(times), even_timesteps, annealed=False),
@@ -158,4 +214,8 @@ SOLVERS: dict[str, Solver] = {
     "DPM_Solver": Solver(dpm_solver, "DPM-Solver", len, lambda _: 1, dpm_timesteps),
     "DPM_Solver++": Solver(dpm_solver_pp, "DPM-Solver++", len, lambda _: 1, dpm_timesteps),
     "DPM_Solver++2M": Solver(dpm_solver_pp_2m, "DPM-Solver++(2M)", len, lambda _: 1, dpm_timesteps),
+    "DPM_Solver++2M_SDE": Solver(sde_dpm_solver_pp_2m, "SDE-DPM-Solver++(2M)", len, len, dpm_timesteps),
+    "DEIS2": Solver(deis2, "DEIS-2", len, lambda _: 1, dpm_timesteps),
+    "UniPC2": Solver(unipc2, "UniPC-2", len, lambda _: 1, dpm_timesteps),
+    "UniPC3": Solver(unipc3, "UniPC-3", len, lambda _: 1, dpm_timesteps),
 }

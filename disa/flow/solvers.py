@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..multistep import multistep
 from ..solver import Solver
 
 Velocity = Callable[[Tensor, float], Tensor]
@@ -79,10 +80,37 @@ def euler_maruyama(velocity: Velocity, noise: Tensor, times: Sequence[float], te
     return x
 
 
+def adams_bashforth2(velocity: Velocity, noise: Tensor, times: Sequence[float], temperature: float = 1.0) -> Tensor:
+    """Adams–Bashforth 2 on dx = v dt, with variable steps; the first step is Euler's.
+
+    Arguments and result are those of `euler`.
+    """
+    return _multistep(velocity, noise, times, correct=False)
+
+
+def unipc2(velocity: Velocity, noise: Tensor, times: Sequence[float], temperature: float = 1.0) -> Tensor:
+    """UniPC (Zhao et al. 2023) of order 2 on dx = v dt: each step of `adams_bashforth2` but the last, then UniC-2.
+
+    This equation has no linear part, so that the paper's phi-functions are those at 0.
+
+    Arguments and result are those of `euler`.
+    """
+    return _multistep(velocity, noise, times, correct=True)
+
+
+def _multistep(velocity: Velocity, noise: Tensor, times: Sequence[float], correct: bool) -> Tensor:
+    def at(x: Tensor, i: int) -> Tensor:
+        return velocity(x, times[i])
+
+    return multistep(at, _state(noise[0]), times, [1.0] * len(times), order=2, correct=correct)
+
+
 SOLVERS: dict[str, Solver] = {
     "euler": Solver(euler, "Euler", lambda times: len(times) - 1, lambda _: 1),
     "euler_maruyama": Solver(
         euler_maruyama, "Euler–Maruyama", lambda times: len(times) - 1, lambda times: len(times) - 1
     ),
     "heun": Solver(heun, "Heun", lambda times: 2 * len(times) - 3, lambda _: 1),
+    "adams_bashforth2": Solver(adams_bashforth2, "Adams–Bashforth 2", lambda times: len(times) - 1, lambda _: 1),
+    "unipc2": Solver(unipc2, "UniPC-2", lambda times: len(times) - 1, lambda _: 1),
 }

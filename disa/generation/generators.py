@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import hashlib
 import sys
 from collections import Counter
@@ -14,12 +15,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..acceleration.caching import Caching
+from ..acceleration.feature_cache import Extrapolation
 from ..annealing import check_finite, check_temperature
 from ..data.text import UNCONDITIONAL_PROMPT, TextTokenizer
+from ..grouping import Grouping
 from ..guidance import Guidance
 from ..noise import ImageNoise, NoiseSource
 from ..runtime import distributed
-from ..runtime.fingerprint import Weights
+from ..runtime.fingerprint import Weights, fingerprint
 from ..runtime.packed import PackedLinear
 from ..runtime.timing import Stopwatch
 from ..schedule import StepSchedule
@@ -74,6 +78,17 @@ class PromptModel(SampledModel, Protocol):
     def image_tokens(self, shape: tuple[int, int]) -> int: ...
 
 
+# Settings that are named only where they are not these: those of both kinds of models, of flow and of diffusion heads.
+_GUIDANCE = {"guidance_min_time": 0.0, "skip_guidance_below": 1.0}
+_FEATURES = {"feature_every": 1, "feature_order": 1, "feature_fresh": 0}
+_SCHEDULE = {"step_schedule": ""}
+_CACHE = {f"cache_{name}": value for name, value in vars(Caching()).items()}
+OPTIONAL: dict[str, dict[str, object]] = {
+    "flow": {**_GUIDANCE, **_FEATURES, **_SCHEDULE},
+    "diff": {"guidance": 1.0, **_GUIDANCE, "token_order": "random", "tokens_per_step": "cosine", **_CACHE, **_SCHEDULE},
+}
+
+
 @dataclass(frozen=True)
 class Sampling:
     """The settings of a generation, as of the models' `generate`; an impossible one raises a ValueError."""
@@ -84,12 +99,30 @@ class Sampling:
     guidance: Guidance = Guidance()
     temperature: float = 1.0
     seed: int = 1  # in [0, 2^32), combined with an image's id
+    grouping: Grouping = Grouping()  # of models that take `num_iter`
+    extrapolation: Extrapolation = Extrapolation()  # of the others
+    caching: Caching = Caching()  # of models that take `num_iter`
 
     def __post_init__(self) -> None:
         if self.num_iter is not None and self.num_iter < 1:
             raise ValueError(f"num_iter is {self.num_iter}; at least 1 AR step is needed")
         check_temperature(self.temperature)
         _check_32_bits("seed", self.seed)
+        self.schedule.check(**self.calibrated_for)
+        if self.schedule.counts and self.num_iter is not None:
+            self.schedule.steps(0, self.num_iter)  # refuses another number of AR steps
+
+    @property
+    def kind(self) -> str:
+        """What the names of settings begin with: "flow", or "diff" of models with a diffusion head."""
+        return "flow" if self.num_iter is None else "diff"
+
+    @property
+    def calibrated_for(self) -> dict[str, object]:
+        """The settings that a step schedule of `disa calibrate` is good for."""
+        names = ("cfg", "cfg_schedule", "guidance", *_GUIDANCE)
+        guidance = dict(zip(names, dataclasses.astuple(self.guidance), strict=True))
+        return {"sampler": self.sampler, **guidance, "temperature": self.temperature}
 
     @property
     def steps(self) -> dict[str, object]:
@@ -98,9 +131,8 @@ class Sampling:
         return {"schedule": self.schedule, "sampler": self.sampler, **ar_steps}
 
     def to_dict(self) -> dict[str, object]:
-        """The settings under the names of the commands' flags."""
-        flow = self.num_iter is None
-        kind = "flow" if flow else "diff"
+        """The settings under the names of the commands' flags, those in OPTIONAL where they differ from it."""
+        kind, optional = self.kind, OPTIONAL[self.kind]
         found: dict[str, object] = {
             "num_iter": self.num_iter,
             f"{kind}_sampler": self.sampler,
@@ -112,16 +144,29 @@ class Sampling:
             "guidance": self.guidance.max_time,
             "temperature": self.temperature,
             "seed": self.seed,
+            "guidance_min_time": self.guidance.min_time,
+            "skip_guidance_below": self.guidance.skip_below,
+            "token_order": self.grouping.order,
+            "tokens_per_step": self.grouping.tokens_per_step,
+            "feature_every": self.extrapolation.every,
+            "feature_order": self.extrapolation.order,
+            "feature_fresh": self.extrapolation.fresh,
+            **{name: getattr(self.caching, name.removeprefix("cache_")) for name in _CACHE},
+            "step_schedule": self.schedule.file,
         }
-        del found["num_iter" if flow else "guidance"]
-        return found
+        others = {"num_iter", *OPTIONAL["diff"]} if kind == "flow" else OPTIONAL["flow"].keys()
+        for name in others - optional.keys() - {"guidance"}:
+            del found[name]
+        return {name: value for name, value in found.items() if name not in optional or value != optional[name]}
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, object]) -> Sampling:
         """Inverse of `to_dict`; a setting that is missing, unknown or impossible raises a ValueError."""
         flow = any(name.startswith("flow_") for name in settings)
-        known = cls(None if flow else 1, StepSchedule()).to_dict()
-        values: dict[str, Any] = {}  # Any: of several types, checked here
+        optional = OPTIONAL["flow" if flow else "diff"]
+        known = {**cls(None if flow else 1, StepSchedule()).to_dict(), **optional}
+        # Any: of several types, checked here; settings of the other kind of model are the default.
+        values: dict[str, Any] = {name: value for both in OPTIONAL.values() for name, value in both.items()}
         for name, value in settings.items():
             if name not in known:
                 raise ValueError(f"there is no setting {name} here; there are {', '.join(known)}")
@@ -129,32 +174,49 @@ class Sampling:
             if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
                 raise ValueError(f"{name} is {value!r}; a value like {known[name]!r} is needed")
             values[name.removeprefix("diff_").removeprefix("flow_")] = value
-        if lacking := [name for name in known if name not in settings]:
+        needed = known.keys() - optional.keys() - settings.keys()
+        if values["step_schedule"]:  # the file says what these do
+            needed = {name for name in needed if not name.endswith(("_steps", "_strategy"))}
+        if lacking := [name for name in known if name in needed]:
             raise ValueError(f"nothing says what {', '.join(lacking)} shall be")
         return cls(
             values.get("num_iter"),
-            StepSchedule(values["upper_steps"], values["lower_steps"], values["annealing_strategy"]),
+            StepSchedule.load(values["step_schedule"])
+            if values["step_schedule"]
+            else StepSchedule(values["upper_steps"], values["lower_steps"], values["annealing_strategy"]),
             values["sampler"],
-            Guidance(values["cfg"], values["cfg_schedule"], values.get("guidance", 1.0)),
+            Guidance(*(values[name] for name in ("cfg", "cfg_schedule", "guidance", *_GUIDANCE))),
             values["temperature"],
             values["seed"],
+            Grouping(values["token_order"], values["tokens_per_step"]),
+            Extrapolation(*(values[name] for name in _FEATURES)),
+            Caching(*(values[name] for name in _CACHE)),
         )
 
     def name(self) -> str:
         """Name a folder after these settings."""
-        schedule, guidance = self.schedule, self.guidance
+        schedule, guidance, features = self.schedule, self.guidance, self.extrapolation
         ar_steps = "" if self.num_iter is None else f"ar{self.num_iter}-"
         annealed = f"{schedule.strategy}-{schedule.upper}to{schedule.lower}"
         steps = str(schedule.upper) if self.sampler == "default" else annealed
-        interval = "" if guidance.max_time == 1 else f"-guidance{guidance.max_time:g}"
-        guided = f"cfg{guidance.scale:g}{guidance.schedule}{interval}"
+        parts = (
+            (f"-guidance{guidance.max_time:g}", guidance.max_time == 1),
+            (f"-from{guidance.min_time:g}", guidance.min_time == 0),
+            (f"-skip{guidance.skip_below:g}", guidance.skip_below == 1),
+            (f"-{self.grouping.order}-{self.grouping.tokens_per_step}", self.grouping == Grouping()),
+            (f"-features{features.every}order{features.order}fresh{features.fresh}", features == Extrapolation()),
+            ("-cache" + "-".join(map(str, vars(self.caching).values())), self.caching == Caching()),
+        )
+        others = "".join(text for text, default in parts if not default)
+        guided = f"cfg{guidance.scale:g}{guidance.schedule}{others}"
         return f"{ar_steps}{self.sampler}-{steps}-{guided}-temperature{self.temperature:g}-seed{self.seed}"
 
 
 class Generator:
     """Image ids -> images, for `generate_images` and `evaluate`.
 
-    `model`, in eval mode, and `vae`, which decodes its latents and has its dtype, are on `device`.
+    `model`, in eval mode, and `vae`, which decodes its latents and has its dtype, are on `device`. A step schedule that
+    was made for other weights is a ValueError.
 
     Attributes:
         clock: the seconds that "generation" and "decoding" take.
@@ -172,6 +234,7 @@ class Generator:
         autocast: torch.dtype | None = None,
     ) -> None:
         self.model, self.vae, self.sampling, self.device = model, vae, sampling, device
+        sampling.schedule.check(weights=fingerprint(model) if sampling.schedule.made_for else None)
         self.autocast, self.clock = autocast, Stopwatch(device)
         self.retried: Counter[str] = Counter()
         self.limit = sys.maxsize
@@ -228,6 +291,19 @@ class Generator:
             torch.cuda.empty_cache()
         return self(ids)
 
+    def latents(self, ids: Sequence[int], model: SampledModel) -> Tensor:
+        """Sample latents [B, C, H, W] with `model`, which is this generator's or a copy in another dtype."""
+        flow = self.sampling.kind == "flow"
+        own = ("extrapolation",) if flow else ("grouping", "caching")
+        return model.generate(
+            **self.arguments(ids),
+            **self.sampling.steps,
+            **{name: getattr(self.sampling, name) for name in own},
+            guidance=self.sampling.guidance,
+            temperature=self.sampling.temperature,
+            noise=self.noise(ids),
+        )
+
     def _finite(self, ids: Sequence[int]) -> Tensor:
         """Generate one block in the lowest precision, not below the model's, that keeps it finite."""
         own = self.autocast or next(self.model.parameters()).dtype
@@ -258,13 +334,7 @@ class Generator:
         # Weights of a copy are not to be kept.
         packed = self._packed if model is self.model else contextlib.nullcontext()
         with self.clock("generation"), packed, computing:
-            latents = model.generate(
-                **self.arguments(ids),
-                **self.sampling.steps,
-                guidance=self.sampling.guidance,
-                temperature=self.sampling.temperature,
-                noise=self.noise(ids),
-            ).to(next(model.parameters()).dtype)
+            latents = self.latents(ids, model).to(next(model.parameters()).dtype)
         with self.clock("decoding"), computing:
             images = vae.decode(latents)
         check_finite(images, "pixels")

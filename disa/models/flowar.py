@@ -7,7 +7,7 @@ are as released.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..acceleration.feature_cache import Extrapolation, FeatureCache, Layer, run_layers
 from ..annealing import AnnealedModel, check_latents
 from ..flow import SOLVERS, interpolate, linspace, velocity_loss
 from ..guidance import Guidance, guided_velocity
@@ -166,11 +167,13 @@ class FlowHead(nn.Module):
         """Compute once what depends on the conditions z [B, L, W] of a scale and not on time."""
         return self.cond_embed(z), [block.prepare(z, rope) for block in self.res_blocks]  # type: ignore[operator]
 
-    def velocity(self, z: Tensor, rope: Tensor, times: Times, embedded: Tensor) -> Callable[[Tensor, float], Tensor]:
+    def velocity(
+        self, z: Tensor, rope: Tensor, times: Times, embedded: Tensor, features: FeatureCache
+    ) -> Callable[[Tensor, float], Tensor]:
         """Bind conditions z [B, L, W] and times, embedded [N, W]: the field (x [b, L, C], t) -> v of the first b."""
         embedded = embedded[:, None, None]
         place, (c, of_z) = {t: i for i, t in enumerate(times)}, self.prepare(z, rope)
-        return partial(self._evaluate, place, embedded, c, self.modulations(embedded), of_z, rope)
+        return partial(self._evaluate, place, embedded, c, self.modulations(embedded), of_z, rope, features)
 
     def _evaluate(
         self,
@@ -180,13 +183,14 @@ class FlowHead(nn.Module):
         of_t: list[Modulation],
         of_z: list[tuple[Tensor, ...]],
         rope: Tensor,
+        features: FeatureCache,
         x: Tensor,
         t: float,
     ) -> Tensor:
         i, rows = place[t], slice(len(x))
         pairs = zip(of_t, of_z, strict=True)
         fixed = [(*(part[i] for part in by_time), *(part[rows] for part in by_z)) for by_time, by_z in pairs]
-        return self(x, embedded[i] + c[rows], fixed, rope)
+        return self(x, embedded[i] + c[rows], fixed, rope, partial(features, t))
 
     def predict(self, x: Tensor, t: Tensor, z: Tensor, rope: Tensor) -> Tensor:
         """Noisy tokens x [B, L, C] at flow times t [B], with conditions z [B, L, W] -> velocity [B, L, C]."""
@@ -194,12 +198,21 @@ class FlowHead(nn.Module):
         (c, of_z), of_t = self.prepare(z, rope), self.modulations(embedded)
         return self(x, embedded + c, [(*a, *b) for a, b in zip(of_t, of_z, strict=True)], rope)
 
-    def forward(self, x: Tensor, y: Tensor, fixed: Sequence[tuple[Tensor, ...]], rope: Tensor) -> Tensor:
-        """x [B, L, C], y, time and condition together [B, L, W], and what each block needs besides -> velocity."""
-        h, y = self.input_proj(x), F.silu(y)
-        for block, own in zip(self.res_blocks, fixed, strict=True):
-            h = block(h, y, rope, *own)
-        return self.final_layer(h, y)
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor,
+        fixed: Sequence[tuple[Tensor, ...]],
+        rope: Tensor,
+        stack: Callable[[Iterator[Layer], Tensor], Tensor] = run_layers,
+    ) -> Tensor:
+        """x [B, L, C], y, time and condition together [B, L, W], and what each block needs besides -> velocity.
+
+        `stack` runs the blocks.
+        """
+        h, y, pairs = self.input_proj(x), F.silu(y), zip(self.res_blocks, fixed, strict=True)
+        layers = (lambda h, block=block, own=own: block(h, y, rope, *own) for block, own in pairs)
+        return self.final_layer(stack(layers, h), y)
 
 
 class FlowAR(AnnealedModel):
@@ -374,13 +387,15 @@ class FlowAR(AnnealedModel):
         sampler: str = "euler",
         guidance: Guidance = Guidance(),
         temperature: float = 1.0,
+        extrapolation: Extrapolation = Extrapolation(),
         noise: NoiseSource,
         on_step: Callable[[StepTrace], None] | None = None,
     ) -> Tensor:
         """Sample latents float32 [B, C, H, W] for class labels [B], one AR step per scale.
 
-        `sampler` is a name in `disa.flow.SOLVERS`; guidance applies at flow times up to `max_time` where its scale
-        exceeds 1; `temperature` is a factor on the noise that steps add. All else as for `MAR.generate`.
+        `sampler` is a name in `disa.flow.SOLVERS`; guidance applies at flow times in its interval where its scale
+        exceeds 1; `temperature` is a factor on the noise that steps add; `extrapolation` is of the flow head's blocks
+        within a scale. All else as for `MAR.generate`.
         """
         check_labels(labels, self.num_classes)
         anneal = self.annealing(schedule, sampler, noise, temperature, on_step)
@@ -403,8 +418,9 @@ class FlowAR(AnnealedModel):
             z = self.backbone(x, where, rope, modulations, caches=caches, keep=step < last)
             scale = max(guidance.at(step / last if last else 1.0), 1.0)
             z = z if scale > 1 else z[:batch]
-            velocity = self.flownet.velocity(z, head_rope, anneal.times[step], embedded[step])
-            network = guided_velocity(velocity, scale, guidance.max_time, condition.dtype)
+            features, times = extrapolation.cache(anneal.times[step]), anneal.times[step]
+            velocity = self.flownet.velocity(z, head_rope, times, embedded[step], features)
+            network = guided_velocity(velocity, scale, guidance.interval, condition.dtype)
             tokens = anneal(step, network, side**2, self.z_proj.in_features)
             sample = rearrange(tokens.float(), "b (h w) c -> b c h w", h=side).to(condition.dtype)
         check_latents(sample)

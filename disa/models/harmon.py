@@ -6,6 +6,8 @@ names are as released.
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..acceleration.caching import BackboneCache, Caching
 from ..annealing import AnnealedModel, check_finite
+from ..grouping import Grouping
 from ..guidance import Guidance
 from ..noise import NoiseSource
 from ..schedule import StepSchedule
@@ -33,17 +37,26 @@ IGNORED = -100  # a label without a loss, as in transformers
 VISUAL_GRADIENT = 0.1  # of the text loss into the visual features (Harmon, section 3.3)
 
 
-@dataclass(frozen=True)
+@dataclass
 class PromptCache:
-    """The language model's KV cache of prompts, padded on the right.
+    """The language model's KV cache of prompts, padded on the right, and of what follows them.
 
     Attributes:
-        cache: keys and values of every layer, of T tokens before and after each use.
+        cache: keys and values of every layer, of T tokens.
         mask: which of them are no padding, bool [N, T].
     """
 
     cache: DynamicCache
     mask: Tensor
+
+    def fork(self, rows: int) -> PromptCache:
+        """Return a cache of the first `rows` prompts that grows apart from this one."""
+        cache = copy.copy(self.cache)
+        cache.layers = [copy.copy(layer) for layer in cache.layers]
+        for layer in cache.layers:
+            for name in ("keys", "values"):
+                setattr(layer, name, getattr(layer, name)[:rows])
+        return PromptCache(cache, self.mask[:rows])
 
 
 def _tie_word_embeddings(model: Harmon, state: dict[str, Tensor], prefix: str, *_: object) -> None:
@@ -112,9 +125,11 @@ class Harmon(AnnealedModel):
         """Count the positions that an image of `shape` (rows, columns) takes in the language model."""
         return shape[0] * shape[1] + self.mar.buffer_size
 
-    def _encode(self, tokens: Tensor, known: Tensor, positions: Positions) -> Tensor:
+    def _encode(
+        self, tokens: Tensor, known: Tensor, positions: Positions, cache: BackboneCache | None = None
+    ) -> Tensor:
         """Run MAR's encoder over known tokens, without a class: [N, buffer + K, W]."""
-        return self.mar.encode(tokens, known, self.mar.fake_latent.expand(len(tokens), -1), positions)
+        return self.mar.encode(tokens, known, self.mar.fake_latent.expand(len(tokens), -1), positions, cache)
 
     def _to_text(self, encoded: Tensor) -> Tensor:
         """Project MAR's encoder output [N, buffer + K, W] for the language model: the image first, then the buffer."""
@@ -129,8 +144,11 @@ class Harmon(AnnealedModel):
         # No token of a prompt sees the padding behind it, so that no mask is needed. Later tokens must not look at it.
         return PromptCache(self.llm.model(input_ids=input_ids, use_cache=True).past_key_values, attention_mask.bool())
 
-    def attend(self, encoded: Tensor, prompt: PromptCache) -> Tensor:
-        """Add to MAR's encoder output [N, buffer + K, W] what the language model makes of it after the prompts."""
+    def attend(self, encoded: Tensor, prompt: PromptCache, keep: bool = False) -> Tensor:
+        """Add to MAR's encoder output [N, buffer + K, W] what the language model makes of it after the prompts.
+
+        If `keep`, the K tokens of the image join the prompts, which is where later ones will look for them.
+        """
         embedded = self._to_text(encoded)
         length = embedded.shape[1]
         hidden = self.llm.model(
@@ -140,7 +158,9 @@ class Harmon(AnnealedModel):
             past_key_values=prompt.cache,
             use_cache=True,
         ).last_hidden_state
-        prompt.cache.crop(-length)
+        kept = length - self.mar.buffer_size if keep else 0
+        prompt.cache.crop(kept - length)
+        prompt.mask = F.pad(prompt.mask, (0, kept), value=True)
         return self._from_text(encoded, hidden)
 
     def _mask(self, prompt: Tensor, length: int, dtype: torch.dtype) -> Tensor:
@@ -243,6 +263,8 @@ class Harmon(AnnealedModel):
         sampler: str = "DiSA",
         guidance: Guidance = Guidance(3.0, "constant"),
         temperature: float = 1.0,
+        grouping: Grouping = Grouping(),
+        caching: Caching = Caching(),
         noise: NoiseSource,
         on_step: Callable[[StepTrace], None] | None = None,
     ) -> Tensor:
@@ -253,7 +275,8 @@ class Harmon(AnnealedModel):
             input_ids, attention_mask: the prompts' token ids and which of them are no padding, [B, T], padded on the
                 right; with guidance [2B, T], the B conditional rows first.
             image_shape: rows and columns of tokens; by default those that the model was trained on.
-            num_iter, schedule, sampler, guidance, temperature, noise, on_step: as for `MAR.generate`.
+            num_iter, schedule, sampler, guidance, temperature, grouping, noise, on_step: as for `MAR.generate`.
+            caching: the same; in the language model, new tokens follow those that it has read since the last full pass.
 
         Returns:
             float32 [B, C, rows, columns], unit variance.
@@ -292,14 +315,28 @@ class Harmon(AnnealedModel):
                 "shorten the prompt or the image"
             )
         anneal = self.annealing(schedule, sampler, noise, temperature, on_step, num_iter)
-        positions, prompt = self.mar.positions(shape), self.prefill(input_ids, attention_mask)
+        positions = self.mar.positions(shape)
+        # Of both branches, and where some AR steps are not guided, of the conditional one.
+        prompt_of = functools.cache(lambda rows: self.prefill(input_ids[:rows], attention_mask[:rows]))
 
-        def backbone(tokens: Tensor, known: Tensor, wanted: Tensor) -> Tensor:
-            known, wanted = known.repeat(branches, 1), wanted.repeat(branches, 1)
-            encoded = self._encode(tokens.repeat(branches, 1, 1), known, positions)
-            return self.mar.decode(self.attend(encoded, prompt), known, wanted, positions)
+        read: PromptCache  # the prompts, and where passes are kept, what follows them
 
-        tokens = autoregress(backbone, self.mar.diffloss, anneal, length=shape[0] * shape[1], guidance=guidance)
+        def backbone(tokens: Tensor, known: Tensor, wanted: Tensor, both: bool, cache: BackboneCache) -> Tensor:
+            nonlocal read
+            tokens, known, wanted = (torch.cat([one, one]) if both else one for one in (tokens, known, wanted))
+            encoded = self._encode(tokens, known, positions, cache)
+            read = (prompt_of(len(tokens)) if cache.full else read).fork(len(tokens))
+            return self.mar.decode(self.attend(encoded, read, cache.keeps), known, wanted, positions, cache)
+
+        tokens = autoregress(
+            backbone,
+            self.mar.diffloss,
+            anneal,
+            shape=shape,
+            guidance=guidance,
+            grouping=grouping,
+            cache=BackboneCache(caching, self.mar.buffer_size),
+        )
         return self.mar.unpatchify(tokens, shape)
 
     @torch.no_grad()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..acceleration.caching import Slots
 from ..solver import Times
 
 
@@ -88,14 +89,16 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
         self.proj_drop = nn.Dropout(proj_dropout)
 
-    def forward(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
-        """x [B, L, W] attends to itself; with `queries` [B, Q, W] only those rows are computed."""
+    def forward(self, x: Tensor, queries: Tensor | None = None, slots: Slots | None = None) -> Tensor:
+        """x [B, L, W] attends to itself, and to what `slots` hold; with `queries` [B, Q, W] only those are computed."""
         if queries is None:
             q, k, v = self._heads(self.qkv(x), 3)
         else:
             width = x.shape[-1]
             (q,) = self._heads(F.linear(queries, self.qkv.weight[:width], self.qkv.bias[:width]), 1)
             k, v = self._heads(F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:]), 2)
+        if slots is not None:
+            k, v = slots.update(k, v)
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_dropout if self.training else 0.0)
         return self.proj_drop(self.proj(rearrange(out, "b h l d -> b l (h d)")))
 
@@ -127,10 +130,15 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, dropout=proj_dropout)
 
-    def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        """x [B, L, W] -> [B, L, W]; with `rows` [B, Q] only those rows of the result, [B, Q, W]."""
-        h = self.norm1(x)
-        x = x + self.attn(h) if rows is None else take_rows(x, rows) + self.attn(h, take_rows(h, rows))
+    def forward(self, x: Tensor, rows: Tensor | None = None, slots: Slots | None = None) -> Tensor:
+        """x [B, L, W] -> [B, L, W]; with `rows` [B, Q] only those rows of the result, [B, Q, W].
+
+        With `slots`, x may be only some of the rows: the others are those that these hold.
+        """
+        h, queries = self.norm1(x), None
+        if rows is not None:
+            x, queries = take_rows(x, rows), take_rows(h, rows)
+        x = x + self.attn(h, queries, slots)
         return x + self.mlp(self.norm2(x))
 
 

@@ -17,8 +17,11 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..annealing import AnnealedModel, Annealing, Network, check_latents
+from ..acceleration.caching import Backbone, BackboneCache, Caching, Slots
+from ..annealing import AnnealedModel, Annealing, Network, check_latents, run
 from ..diffusion import SOLVERS, GaussianProcess
+from ..diffusion.process import TRAINING_STEPS
+from ..grouping import Grouping
 from ..guidance import Guidance, combine
 from ..noise import NoiseSource
 from ..schedule import StepSchedule
@@ -28,8 +31,6 @@ from .checks import check_arguments, check_labels
 from .layers import AdaLinear, Block, TimestepEmbedding, embed_times, initialize, put_rows, take_rows
 
 Modulation = tuple[Tensor, ...]  # shift, 1 + scale, gate
-# (tokens [B, L, C], known [B, K], wanted [B, T]) -> conditions [B, T, W]; with guidance [2B, T, W], conditional first
-Backbone = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class ResidualBlock(nn.Module):
@@ -127,21 +128,25 @@ class DiffusionHead(nn.Module):
         epsilon, v = self.net(xt.to(z.dtype), t, z)
         return self.process.loss(epsilon, v, x0, xt, t, noise).mean()
 
-    def guided(self, z: Tensor, times: Times, embedded: Tensor, scale: float) -> Network:
+    def guided(
+        self, z: Tensor, times: Times, embedded: Tensor, scale: float, interval: tuple[float, float] = (0.0, 1.0)
+    ) -> Network:
         """Bind the conditions of one AR step: the network (x [B, T, C], t) -> (epsilon, v).
 
         Args:
             z: [B, T, W]; with a guidance `scale` other than 1 [2B, T, W], conditional rows first.
             times, embedded: the times to come, and their embeddings [N, head width].
+            interval: the times, in thousandths of the timesteps, at which guidance applies.
         """
-        place = {t: i for i, t in enumerate(times)}
+        place = {t: (i, scale != 1 and interval[0] <= t / TRAINING_STEPS <= interval[1]) for i, t in enumerate(times)}
         return partial(self._evaluate, self.net.cond_embed(z), embedded, place, scale)
 
     def _evaluate(
-        self, rows: Tensor, embedded: Tensor, place: dict[float, int], scale: float, x: Tensor, t: float
+        self, rows: Tensor, embedded: Tensor, place: dict[float, tuple[int, bool]], scale: float, x: Tensor, t: float
     ) -> tuple[Tensor, Tensor]:
-        net, guided = self.net, scale != 1
-        h, y = net.input_proj(x.to(rows.dtype)), F.silu(rows + embedded[place[t]])
+        net, (i, guided) = self.net, place[t]
+        rows = rows if guided else rows[: len(x)]
+        h, y = net.input_proj(x.to(rows.dtype)), F.silu(rows + embedded[i])
         epsilon, v = net.predict(torch.cat([h, h]) if guided else h, net.modulations(y))
         if not guided:
             return epsilon, v
@@ -151,33 +156,35 @@ class DiffusionHead(nn.Module):
 
 
 def autoregress(
-    backbone: Backbone, head: DiffusionHead, anneal: Annealing, *, length: int, guidance: Guidance
+    backbone: Backbone,
+    head: DiffusionHead,
+    anneal: Annealing,
+    *,
+    shape: tuple[int, int],
+    guidance: Guidance,
+    grouping: Grouping,
+    cache: BackboneCache,
 ) -> Tensor:
-    """Sample the tokens [B, L, C] of whole images, a group at each AR step, in each image's own random order.
+    """Sample the tokens [B, L, C] of whole images of `shape` (rows, columns), a group at each AR step.
 
     Raises:
         ValueError: a setting is impossible.
         FloatingPointError: a token came out as NaN or infinite.
     """
-    num_iter = len(anneal.times)
+    num_iter, length = len(anneal.times), math.prod(shape)
     if num_iter > length:
         raise ValueError(f"num_iter is {num_iter}; there must be 1 to {length} AR steps, for there are {length} tokens")
-    if guidance.max_time != 1:
-        raise ValueError(
-            f"guidance.max_time is {guidance.max_time}, a flow time; this model has a diffusion head, and takes 1 only"
-        )
-    orders = anneal.noise.orders(length)
+    orders = grouping.arrange(anneal.noise.orders(length), shape)
     tokens = torch.zeros(len(orders), length, head.channels, device=orders.device)
     embedded, masked = (embed_times(head.net.time_embed, anneal.times, orders.device), length)
     head.net.join()
-    for step in range(num_iter):
-        keep = min(max(math.floor(length * math.cos(math.pi / 2 * (step + 1) / num_iter)), 1), masked - 1)
-        scale = guidance.at((length - keep) / length)
-        left = 0 if step == num_iter - 1 else keep  # the last step takes all
+    for step, left in enumerate(grouping.left(shape, num_iter)):
+        # As released, the last step is guided as if it left one token of several.
+        scale = guidance.at((length - max(left, min(masked - 1, 1))) / length)
         wanted = orders[:, left:masked].sort().values
         known = orders[:, masked:].sort().values
-        z = backbone(tokens, known, wanted)
-        network = head.guided(z, anneal.times[step], embedded[step], scale)
+        z = cache.conditions(backbone, step, tokens, known, wanted, orders[:, :left], scale != 1)
+        network = head.guided(z, anneal.times[step], embedded[step], scale, guidance.interval)
         new = anneal(step, network, masked - left, head.channels)
         tokens = put_rows(tokens, wanted, new)
         masked = left
@@ -306,8 +313,17 @@ class MAR(AnnealedModel):
 
         return Positions(*map(resized, learned))
 
-    def encode(self, tokens: Tensor, known: Tensor, of_class: Tensor, positions: Positions | None = None) -> Tensor:
+    def encode(
+        self,
+        tokens: Tensor,
+        known: Tensor,
+        of_class: Tensor,
+        positions: Positions | None = None,
+        cache: BackboneCache | None = None,
+    ) -> Tensor:
         """Run the encoder over the buffer, class embeddings [B, W], and the tokens [B, L, C] at `known` [B, K].
+
+        With a `cache`, they attend to what earlier passes kept in it, too.
 
         Returns:
             [B, buffer + K, W].
@@ -316,16 +332,26 @@ class MAR(AnnealedModel):
         buffer = of_class[:, None] + position[: self.buffer_size]
         x = self.z_proj(take_rows(tokens, known).to(buffer.dtype)) + position[self.buffer_size :][known]
         x = self.z_proj_ln(torch.cat([buffer, x], dim=1))
-        for block in self.encoder_blocks:
-            x = self._run_block(block, x)
+        slots = None if cache is None else cache.slots(self.encoder_blocks)
+        for i, block in enumerate(self.encoder_blocks):
+            x = self._run_block(block, x, None, slots and slots[i])
         return self.encoder_norm(x)
 
-    def decode(self, encoded: Tensor, known: Tensor, wanted: Tensor, positions: Positions | None = None) -> Tensor:
+    def decode(
+        self,
+        encoded: Tensor,
+        known: Tensor,
+        wanted: Tensor,
+        positions: Positions | None = None,
+        cache: BackboneCache | None = None,
+    ) -> Tensor:
         """Run the decoder over all positions, its last block over the wanted ones only.
 
         Args:
             encoded: the encoder's output [B, buffer + K, W].
-            known, wanted: positions, ascending [B, K] and [B, T].
+            known, wanted: positions [B, K] and [B, T].
+            cache: where a pass is not full, the decoder runs over the buffer and these positions alone, which attend to
+                what earlier passes kept of the others.
 
         Returns:
             Conditions for the head [B, T, W].
@@ -336,17 +362,25 @@ class MAR(AnnealedModel):
             [torch.arange(self.buffer_size, device=known.device).expand(len(known), -1), self.buffer_size + known],
             dim=1,
         )
-        canvas = self.mask_token.to(x.dtype).expand(len(x), len(positions.decoder), -1)
-        x = put_rows(canvas, places, x) + positions.decoder
-        return self.run(self._decoder, x, wanted) + positions.conditions[wanted]
+        rows, masked = self.buffer_size + wanted, self.mask_token.to(x.dtype)
+        if cache is None or cache.full:
+            x = put_rows(masked.expand(len(x), len(positions.decoder), -1), places, x) + positions.decoder
+        else:
+            places = torch.cat([places, rows], dim=1)
+            x = torch.cat([x, masked.expand(*rows.shape, -1)], dim=1) + positions.decoder[places]
+            rows = torch.arange(x.shape[1] - rows.shape[1], x.shape[1], device=x.device).expand(len(x), -1)
+        slots = None if cache is None else cache.slots(self.decoder_blocks, places)
+        # A captured graph does not write where the next pass reads.
+        runs = self.run if slots is None else run
+        return runs(self._decoder, x, rows, slots) + positions.conditions[wanted]
 
-    def _decoder(self, x: Tensor, wanted: Tensor) -> Tensor:
-        """Embedded positions x [B, buffer + L, W] -> what the decoder makes of the `wanted` [B, T] of them."""
-        for block in self.decoder_blocks[:-1]:
-            x = self._run_block(block, x)
-        return self.decoder_norm(self._run_block(self.decoder_blocks[-1], x, self.buffer_size + wanted))
+    def _decoder(self, x: Tensor, rows: Tensor, slots: list[Slots] | None) -> Tensor:
+        """Embedded positions x [B, Q, W] -> what the decoder makes of the `rows` [B, T] of them."""
+        for i, block in enumerate(self.decoder_blocks[:-1]):
+            x = self._run_block(block, x, None, slots and slots[i])
+        return self.decoder_norm(self._run_block(self.decoder_blocks[-1], x, rows, slots and slots[-1]))
 
-    def _run_block(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+    def _run_block(self, block: nn.Module, *inputs: object) -> Tensor:
         if self.grad_checkpointing and self.training:
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
@@ -425,6 +459,8 @@ class MAR(AnnealedModel):
         sampler: str = "DiSA",
         guidance: Guidance = Guidance(),
         temperature: float = 1.0,
+        grouping: Grouping = Grouping(),
+        caching: Caching = Caching(),
         noise: NoiseSource,
         on_step: Callable[[StepTrace], None] | None = None,
     ) -> Tensor:
@@ -437,6 +473,8 @@ class MAR(AnnealedModel):
             sampler: a name in `disa.diffusion.SOLVERS`.
             guidance: scale 1 is none.
             temperature: factor on the noise within the diffusion steps.
+            grouping: which tokens each AR step samples.
+            caching: how much of the backbone each AR step computes.
             noise: where the randomness comes from, such as `disa.ImageNoise`.
             on_step: called after each AR step.
 
@@ -453,11 +491,19 @@ class MAR(AnnealedModel):
         embedding = self.class_emb(labels)
         if guidance.active:
             embedding = torch.cat([embedding, self.fake_latent.expand_as(embedding)])
-        branches = 2 if guidance.active else 1
 
-        def backbone(tokens: Tensor, known: Tensor, wanted: Tensor) -> Tensor:
-            known, wanted = known.repeat(branches, 1), wanted.repeat(branches, 1)
-            return self.decode(self.encode(tokens.repeat(branches, 1, 1), known, embedding), known, wanted)
+        def backbone(tokens: Tensor, known: Tensor, wanted: Tensor, both: bool, cache: BackboneCache) -> Tensor:
+            tokens, known, wanted = (torch.cat([one, one]) if both else one for one in (tokens, known, wanted))
+            encoded = self.encode(tokens, known, embedding[: len(tokens)], None, cache)
+            return self.decode(encoded, known, wanted, None, cache)
 
-        tokens = autoregress(backbone, self.diffloss, anneal, length=self.length, guidance=guidance)
+        tokens = autoregress(
+            backbone,
+            self.diffloss,
+            anneal,
+            shape=(self.grid, self.grid),
+            guidance=guidance,
+            grouping=grouping,
+            cache=BackboneCache(caching, self.buffer_size),
+        )
         return self.unpatchify(tokens)

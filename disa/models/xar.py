@@ -6,13 +6,14 @@ released.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..acceleration.feature_cache import Extrapolation, FeatureCache, Layer, run_layers
 from ..annealing import AnnealedModel, check_latents
 from ..flow import SOLVERS, interpolate, linspace, velocity_loss
 from ..guidance import Guidance, guided_velocity
@@ -128,9 +129,9 @@ class XAR(AnnealedModel):
         grid = grid_rope(self.grid, self.head_dim, device)
         return rearrange(grid, "(n h m w) d two -> (n m h w) d two", n=n, m=n, h=side)
 
-    def modulations(self, condition: Tensor) -> list[Modulation]:
-        """Conditions [..., 1 or L, W] -> the modulation of every block."""
-        return [block.modulation(condition) for block in self._blocks]
+    def modulations(self, condition: Tensor) -> Iterator[Modulation]:
+        """Conditions [..., 1 or L, W] -> the modulation of every block, computed when it is asked for."""
+        return (block.modulation(condition) for block in self._blocks)
 
     @property
     def _blocks(self) -> Iterator[ModulatedBlock]:
@@ -141,20 +142,35 @@ class XAR(AnnealedModel):
         self,
         x: Tensor,
         where: slice,
-        modulations: Sequence[Modulation],
+        modulations: Iterable[Modulation],
         rope: Tensor,
         mask: Tensor | None = None,
         caches: list[KVCache] | None = None,
         keep: bool = True,
+        stack: Callable[[Iterator[Layer], Tensor], Tensor] = run_layers,
     ) -> Tensor:
-        """Tokens x [B, L, C] at `where` in the sequence, with the modulations of all blocks -> velocity [B, L, C]."""
-        rope = rope[where]
+        """Tokens x [B, L, C] at `where` in the sequence, with the modulations of all blocks -> velocity [B, L, C].
+
+        `stack` runs the blocks.
+        """
         x = self.z_proj_ln(self.z_proj(x) + self.encoder_pos_embed_learned[:, where])
-        for i, block in enumerate(self._blocks):
-            if i == len(self.encoder_blocks):
-                x = self.decoder_embed(self.encoder_norm(x)) + self.decoder_pos_embed_learned[:, where]
-            x = block(x, modulations[i], rope, mask, caches[i] if caches else None, keep)
+        x = stack(self._layers(where, modulations, rope[where], mask, caches, keep), x)
         return self.pred(self.decoder_norm(x))
+
+    def _layers(
+        self,
+        where: slice,
+        modulations: Iterable[Modulation],
+        rope: Tensor,
+        mask: Tensor | None,
+        caches: list[KVCache] | None,
+        keep: bool,
+    ) -> Iterator[Layer]:
+        for i, (block, modulation) in enumerate(zip(self._blocks, modulations, strict=True)):
+            if i == len(self.encoder_blocks):
+                yield lambda x: self.decoder_embed(self.encoder_norm(x)) + self.decoder_pos_embed_learned[:, where]
+            cache = caches[i] if caches else None
+            yield partial(block, modulation=modulation, rope=rope, mask=mask, cache=cache, keep=keep)
 
     def _time(self, t: Tensor) -> Tensor:
         """Flow times [N] -> embeddings [N, W]."""
@@ -202,13 +218,15 @@ class XAR(AnnealedModel):
         sampler: str = "euler_maruyama",
         guidance: Guidance = Guidance(),
         temperature: float = 1.0,
+        extrapolation: Extrapolation = Extrapolation(),
         noise: NoiseSource,
         on_step: Callable[[StepTrace], None] | None = None,
     ) -> Tensor:
         """Sample latents float32 [B, C, H, W] for class labels [B], one AR step per cell.
 
-        `sampler` is a name in `disa.flow.SOLVERS`; guidance applies at flow times up to `max_time` where its scale
-        is not 1; `temperature` is a factor on the noise that steps add. All else as for `MAR.generate`.
+        `sampler` is a name in `disa.flow.SOLVERS`; guidance applies at flow times in its interval where its scale
+        is not 1; `temperature` is a factor on the noise that steps add; `extrapolation` is of the transformer's blocks
+        within a cell. All else as for `MAR.generate`.
         """
         check_labels(labels, self.num_classes)
         device = self.pred.weight.device
@@ -221,29 +239,38 @@ class XAR(AnnealedModel):
         last, rope, tokens = (self.cells - 1, self._rope(device), self.grid**2 // self.cells)
         heads = of_class.shape[-1] // self.head_dim
         caches = [KVCache(len(of_class), heads, self.grid**2, self.head_dim, of_class) for _ in self._blocks]
-        finished = self.modulations((of_class + at_zero)[:, None])
+        finished = list(self.modulations((of_class + at_zero)[:, None]))
         cells: list[Tensor] = []
         for step in range(self.cells):
             where = slice(step * tokens, (step + 1) * tokens)
             if cells:  # the finished cell joins the caches, as what it is: data, at time 0
                 before, x = (slice(where.start - tokens, where.start), cells[-1].to(of_class.dtype))
                 self.transform(x.repeat(1 + guidance.active, 1, 1), before, finished, rope, caches=caches)
-            velocity = self._bind(where, of_class, anneal.times[step], embedded[step], rope, caches)
+            features, times = extrapolation.cache(anneal.times[step]), anneal.times[step]
+            velocity = self._bind(where, of_class, times, embedded[step], rope, caches, features)
             scale = guidance.at(step / last if last else 1.0)
-            network = guided_velocity(velocity, scale, guidance.max_time, of_class.dtype)
+            network = guided_velocity(velocity, scale, guidance.interval, of_class.dtype)
             cells.append(anneal(step, network, tokens, self.z_proj.in_features))
         latents = self.from_cells(torch.stack(cells, dim=1)).float()
         check_latents(latents)
         return latents
 
     def _bind(
-        self, where: slice, of_class: Tensor, times: Times, embedded: Tensor, rope: Tensor, caches: list[KVCache]
+        self,
+        where: slice,
+        of_class: Tensor,
+        times: Times,
+        embedded: Tensor,
+        rope: Tensor,
+        caches: list[KVCache],
+        features: FeatureCache,
     ) -> Callable[[Tensor, float], Tensor]:
         """The field (x [b, T, C], t) -> v of the cell at `where`, of the first b of the conditions."""
         place, every = {t: i for i, t in enumerate(times)}, None
         if len(times) * of_class.numel() * len(caches) <= MODULATED:  # of each block [times, B, 1, W]
-            every = self.modulations((of_class + embedded[:, None])[:, :, None])
-        return partial(self._evaluate, (where.start, where.stop), of_class, place, embedded, every, rope, caches)
+            every = list(self.modulations((of_class + embedded[:, None])[:, :, None]))
+        bounds = where.start, where.stop
+        return partial(self._evaluate, bounds, of_class, place, embedded, every, rope, caches, features)
 
     def _evaluate(
         self,
@@ -254,6 +281,7 @@ class XAR(AnnealedModel):
         every: list[Modulation] | None,
         rope: Tensor,
         caches: list[KVCache],
+        features: FeatureCache,
         x: Tensor,
         t: float,
     ) -> Tensor:
@@ -261,5 +289,6 @@ class XAR(AnnealedModel):
         if every is None:
             modulations = self.modulations((of_class[:rows] + embedded[i])[:, None])
         else:
-            modulations = [tuple(part[i, :rows] for part in modulation) for modulation in every]
-        return self.transform(x, slice(*where), modulations, rope, caches=caches, keep=False)
+            modulations = (tuple(part[i, :rows] for part in modulation) for modulation in every)
+        stack = partial(features, t)
+        return self.transform(x, slice(*where), modulations, rope, caches=caches, keep=False, stack=stack)

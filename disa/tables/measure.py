@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from ..acceleration import Acceleration
+from ..annealing import AnnealedModel
 from ..data.captions import grammar_prompts
 from ..data.text import TextTokenizer
 from ..evaluation.extractors import EXTRACTORS, Extractor
@@ -46,15 +47,21 @@ def find_published(name: str, roots: Sequence[Path] = (Path(), CHECKOUT)) -> Pat
 
 def load(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Make:
     """Load the weights of `recipe`, ready to generate what any recipe with the same asks for."""
-    path = find_published(recipe.checkpoint) if recipe.checkpoint in CATALOGUE else recipe.checkpoint
-    model = load_model(recipe.model, path).to(device, dtype)
+    model = load_weights(recipe).to(device, dtype)
     if isinstance(model, Harmon):
-        if recipe.text_tokenizer:
-            model.text = TextTokenizer.load(recipe.text_tokenizer)
         choose_attention(model.llm, device)
         return lambda recipe: prompt_generator(model, recipe, device)
     vae = (SpaceToDepth() if recipe.bundled else load_vae(find_published("kl16"))).to(device, dtype)
     return lambda recipe: LabelGenerator(model, vae, recipe.sampling, device)
+
+
+def load_weights(recipe: Recipe) -> AnnealedModel:
+    """Load the model of `recipe`, with its text tokenizer."""
+    path = find_published(recipe.checkpoint) if recipe.checkpoint in CATALOGUE else recipe.checkpoint
+    model = load_model(recipe.model, path)
+    if isinstance(model, Harmon) and recipe.text_tokenizer:
+        model.text = TextTokenizer.load(recipe.text_tokenizer)
+    return model
 
 
 def prompt_generator(model: Harmon, recipe: Recipe, device: torch.device) -> PromptGenerator:

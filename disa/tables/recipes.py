@@ -30,7 +30,35 @@ Level = dict[str, Any]  # of a TOML file, which holds anything
 
 FOLDER = Path(__file__).parent
 FAMILIES = ("mar", "flowar", "xar", "harmon")
-READ_OFF = re.compile(r"~\d+(\.\d+)?")  # a published score that was read off a plot
+READ_OFF = re.compile(r"~\d+(\.\d+)?")  # a published number that was read off a plot
+
+EQUAL = 0.03  # budgets of evaluations that differ by no larger a share are equal
+Number = float | str  # text like "~1.57" if read off a plot
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a paper has of a recipe; an impossible value raises a ValueError.
+
+    Attributes:
+        source: the paper.
+        fid, isc, geneval: scores; `isc` is the Inception score.
+        seconds: per image, on the paper's machines.
+    """
+
+    source: str
+    fid: Number | None = None
+    isc: Number | None = None
+    geneval: Number | None = None
+    seconds: Number | None = None
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if not any(getattr(self, name) is not None for name in NUMBERS):
+            raise ValueError(f"nothing is published by {self.source}; give some of {', '.join(NUMBERS)}")
+
+
+NUMBERS = {"fid": 2, "isc": 1, "geneval": 2, "seconds": 3}  # of `Published` -> decimals
 
 
 @dataclass(frozen=True)
@@ -41,7 +69,7 @@ class Recipe:
         num_images, batch_size: images to measure, and per batch on each rank.
         checkpoint: a name of the catalogue or a path; None takes the weights that come with the package.
         baseline: the model's row in this table that speed-ups are over.
-        published_fid, published_isc, source: scores, text like "~1.57" if read off a plot, and where they are from.
+        published: what papers have of it.
         prompts: of Harmon, with equally many images each; none takes those of the bundled captions' grammar.
         image_size, text_tokenizer: of Harmon; pixels per side, and a folder or a name on the Hugging Face hub.
     """
@@ -54,20 +82,13 @@ class Recipe:
     batch_size: int
     checkpoint: str | None = None
     baseline: str | None = None
-    published_fid: float | str | None = None
-    published_isc: float | str | None = None
-    source: str | None = None
+    published: Sequence[Published] = ()
     prompts: Sequence[str] = ()
     image_size: int | None = None
     text_tokenizer: str | None = None
 
     def __post_init__(self) -> None:
-        for names, allowed, needed in _KINDS:
-            for name in names.split():
-                if (value := getattr(self, name)) is not None and not allowed(value):
-                    raise ValueError(f"{name} is {value!r}; {needed}")
-        if (self.source is None) != (self.published_fid is None and self.published_isc is None):
-            raise ValueError("a published score needs a source, and a source a published score")
+        _check(self)
         self._check_model()
 
     def _check_model(self) -> None:
@@ -104,6 +125,17 @@ class Recipe:
         return sum(self.nfe_per_step)
 
     @property
+    def annealed(self) -> bool:
+        """Whether AR steps differ in their counts, beyond what spreads a budget evenly."""
+        schedule, solver = self.sampling.schedule, MODELS[self.model].build.solvers[self.sampling.sampler]
+        return solver.annealed and schedule.upper > schedule.lower and schedule.strategy not in ("constant", "even")
+
+    def costs_as(self, other: Recipe) -> bool:
+        """Whether it takes as many AR steps, and about as many evaluations, as `other`."""
+        alike = len(self.nfe_per_step) == len(other.nfe_per_step)
+        return alike and abs(self.nfe - other.nfe) <= EQUAL * other.nfe
+
+    @property
     def bundled(self) -> bool:
         """Whether the model is one of Fashion-MNIST that comes with the package."""
         return MODELS[self.model].bundled
@@ -114,17 +146,25 @@ class Recipe:
         return issubclass(MODELS[self.model].build, Harmon)
 
 
-def _is_score(value: object) -> bool:
+def _is_number(value: object) -> bool:
     return bool(READ_OFF.fullmatch(value)) if isinstance(value, str) else type(value) in (int, float)
 
 
-# Attributes of recipes, whether a value is possible, and what is needed. Any: values of any type are checked.
+# Attributes, whether a value is possible, and what is needed. Any: values of any type are checked.
 _KINDS: list[tuple[str, Callable[[Any], object], str]] = [
     ("num_images batch_size image_size", lambda x: type(x) is int and x >= 1, "a whole number of at least 1 is needed"),
     ("checkpoint baseline source text_tokenizer", lambda x: type(x) is str and x, "a text is needed"),
-    ("published_fid published_isc", _is_score, 'a number is needed, or text like "~1.57" for one read off a plot'),
+    (" ".join(NUMBERS), _is_number, 'a number is needed, or text like "~1.57" for one read off a plot'),
     ("prompts", lambda x: type(x) in (list, tuple) and all(type(y) is str for y in x), "a list of texts is needed"),
 ]
+
+
+def _check(one: Recipe | Published) -> None:
+    """Refuse impossible values."""
+    for names, allowed, needed in _KINDS:
+        for name in names.split():
+            if (value := getattr(one, name, None)) is not None and not allowed(value):
+                raise ValueError(f"{name} is {value!r}; {needed}")
 
 
 @functools.cache
@@ -186,7 +226,9 @@ def load_tables(folder: Path = FOLDER) -> dict[str, Table]:
 
 
 def bundled_settings(model: str) -> dict[str, Sampling]:
-    """Read how a bundled model samples without DiSA ("full"), with it ("disa"), with its low count alone ("low")."""
+    """Read how a bundled model samples with its full count ("full"), with DiSA ("disa"), with as many evaluations but
+    one count everywhere ("even"), and with its low count everywhere ("low").
+    """
     (table,) = choose(load_tables(), [f"bundled/{model}-*"])
     return {recipe.row: recipe.sampling for recipe in table.shown}
 
@@ -211,7 +253,8 @@ def list_tables(tables: Mapping[str, Table]) -> str:
         lines.append(f"{table.name}: {table.title}")
         for recipe in table.recipes:
             settings = " ".join(f"{name} {value}" for name, value in recipe.sampling.to_dict().items())
-            published = f", published FID {recipe.published_fid}" if recipe.published_fid is not None else ""
+            found = [f"published FID {one.fid} ({one.source})" for one in recipe.published if one.fid is not None]
+            published = "".join(f", {one}" for one in found)
             lines.append(f"  {recipe.name:38} {recipe.num_images} images{published}; {settings}")
     return "\n".join(lines)
 
@@ -268,4 +311,18 @@ def _recipe(table: str, model: str, row: str, values: Level) -> Recipe:
         raise ValueError(f"nothing says what {' and '.join(missing)} shall be")
     own = {name: values[name] for name in values.keys() & attributes}
     settings = {name: value for name, value in values.items() if name not in own}
+    published = own.pop("published", [])
+    if not isinstance(published, list) or not all(isinstance(one, dict) for one in published):
+        raise ValueError(f"published is {published!r}; a list of {{ source = …, fid = …, … }} is needed")
+    own["published"] = tuple(map(_published, published))
     return Recipe(table, model, row, Sampling.from_dict(settings), **own)
+
+
+def _published(values: Level) -> Published:
+    """Make what a paper has of a recipe from its attributes."""
+    allowed = [field.name for field in dataclasses.fields(Published)]
+    if unknown := values.keys() - allowed:
+        raise ValueError(f"published has {', '.join(sorted(unknown))}; it may have {', '.join(allowed)}")
+    if "source" not in values:
+        raise ValueError("a published number needs a source")
+    return Published(**values)

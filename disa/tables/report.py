@@ -30,6 +30,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "os^Dv"  # once all colours are taken
 INK, FAINT = "#333333", "#999999"
 ABSENT = "–"  # where a table has no value
+FLOOR = 1e-5  # of distances on a logarithmic scale, where noise may make them negative
 FEW, MANY = 3, 6  # more points than these have small labels; and only where they are on the front
 
 
@@ -152,16 +153,24 @@ def plot_quality(
 
 def new_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     """Make a figure with axes in the style of all plots."""
+    figure, (axes,) = _new_figure(1)
+    _style(axes, xlabel, ylabel)
+    return figure, axes
+
+
+def _new_figure(columns: int) -> tuple[Figure, list[Axes]]:
     with extra("eval"):
         from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    axes = figure.add_subplot(axisbelow=True)
+    figure = Figure(figsize=(6.4 * columns, 3.8), layout="constrained")
+    return figure, [figure.add_subplot(1, columns, 1 + i, axisbelow=True) for i in range(columns)]
+
+
+def _style(axes: Axes, xlabel: str, ylabel: str) -> None:
     axes.set_xlabel(xlabel, color=INK)
     axes.set_ylabel(ylabel, color=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-    return figure, axes
 
 
 def _label(axes: Axes, text: str, place: tuple[float, float], offset: tuple[float, float], **look: Anything) -> None:
@@ -211,6 +220,55 @@ def plot_step_schedules(schedules: Mapping[str, Sequence[int]]) -> Figure:
         heights.append(height)
         _label(axes, name, (100, height), (6, 0), color=colour, va="center", fontweight="bold", annotation_clip=False)
     axes.set(xlim=(0, 100), ylim=(0, top * 1.08))
+    return figure
+
+
+def plot_calibration(distances: Sequence[Sequence[float]], schedules: Mapping[str, Sequence[int]]) -> Figure:
+    """Plot, side by side, what `disa calibrate` measures and what follows.
+
+    Args:
+        distances: D(s, k) of each AR step s, for k from 1 on.
+        schedules: name -> diffusion steps at each AR step, a line for each.
+    """
+    figure, (measured, chosen) = _new_figure(2)
+    _style(measured, "diffusion steps k (log scale)", "D(s, k), energy distance to many steps\n(log scale)")
+    _style(chosen, "AR step", "diffusion steps")
+    for i, line in enumerate(distances):
+        shade = i / max(len(distances) - 1, 1)
+        heights, look = [max(value, FLOOR) for value in line], (0.9 * shade, 0.45, 0.9 - 0.9 * shade)
+        name = f"AR step {i}" if i in (0, len(distances) - 1) else None
+        measured.plot(range(1, len(heights) + 1), heights, color=look, label=name)
+    measured.set(yscale="log", ylim=(FLOOR, None))
+    measured.set_xscale("log", base=2)
+    measured.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    measured.legend(frameon=False, fontsize=8)
+    for (name, steps), colour in zip(schedules.items(), PALETTE, strict=False):
+        edges = [i - 0.5 for i in range(len(steps) + 1)]
+        chosen.stairs(steps, edges, color=colour, linewidth=2, baseline=None, label=name)
+    chosen.set_xticks(range(0, len(distances), 1 + len(distances) // 10))
+    chosen.set_ylim(0, None)
+    chosen.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def plot_evidence(steps: Sequence[Mapping[str, Any]]) -> Figure:
+    """Plot, side by side, what `disa evidence` observes at each AR step; `steps` are those of its file."""
+    figure, panels = _new_figure(3)
+    places = [step["ar_step"] for step in steps]
+    labels = {
+        "prediction_error": "error of one evaluation from pure noise\n(of the variance of all tokens)",
+        "variance": "variance of a token",
+        "path_ratio": "length of the path from noise to token\n(of its ends' distance)",
+    }
+    total = [step["total_variance"] for step in steps]
+    panels[1].plot(places, total, color=FAINT, linewidth=2, label="of all tokens of the AR step")
+    for axes, (name, label) in zip(panels, labels.items(), strict=True):
+        _style(axes, "AR step", label)
+        values, widths = [step[name] for step in steps], [2 * step[f"{name}_se"] for step in steps]
+        axes.errorbar(places, values, widths, color=PALETTE[0], linewidth=2, capsize=2, label="given the condition")
+        axes.set_ylim(1 if name == "path_ratio" else 0, None)
+        axes.set_xticks(places[:: 1 + len(places) // 10])
+    panels[1].legend(frameon=False, fontsize=8)
     return figure
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,10 +12,11 @@ from PIL import Image
 
 from ..evaluation.extractors import DINOV2
 from ..evaluation.results import Results, Scores
+from ..generation.generators import OPTIONAL
 from ..runtime.files import atomic_write
 from . import report
 from .measure import Measurements
-from .recipes import Recipe, Table
+from .recipes import NUMBERS, Recipe, Table
 from .report import Column, Point, Section, decimals
 from .sweep import SOLVERS, canonical
 
@@ -53,6 +55,9 @@ class Row:
     def steps(self) -> str:
         """The nominal diffusion steps, such as "50→5 linear"."""
         schedule = canonical(self.recipe.sampling).schedule
+        if schedule.strategy == "even":
+            ar_steps = len(self.recipe.nfe_per_step)
+            return "–".join(map(str, sorted({schedule.steps(step, ar_steps) for step in range(ar_steps)})))
         falls = schedule.upper != schedule.lower
         return f"{schedule.upper}→{schedule.lower} {schedule.strategy}" if falls else str(schedule.upper)
 
@@ -64,9 +69,22 @@ class Row:
         last = self.recipe.sampling.guidance.max_time
         return "all" if last == 1 else f"t ≤ {last:g}"
 
+    @property
+    def others(self) -> str:
+        """The settings that are not everywhere: those that differ from their defaults, or "none"."""
+        sampling = self.recipe.sampling
+        found = {name: value for name, value in sampling.to_dict().items() if name in OPTIONAL[sampling.kind]}
+        return ", ".join(f"{name} {value}" for name, value in found.items()) or "none"
+
     def scores(self, space: str) -> Scores:
         """Return the scores in a feature space; all None where nothing was measured."""
-        return (self.results.scores(space) if self.results else None) or Scores(space, 0)
+        return _scores(self.results, space)
+
+    def published(self, name: str) -> str | None:
+        """Write what papers have of the recipe, in the order of their sources; None if it is nothing."""
+        found = (getattr(one, name) for one in self.recipe.published)
+        texts = (one if isinstance(one, str) else f"{one:.{NUMBERS[name]}f}" for one in found if one is not None)
+        return "; ".join(dict.fromkeys(texts)) or None
 
     def record(self) -> dict[str, object]:
         """Return everything that is known, unrounded, under names such as "inception fid"."""
@@ -75,8 +93,8 @@ class Row:
         record |= {name: getattr(recipe, name) for name in ("model", "row", "checkpoint")}
         record |= {name.removeprefix("diff_").removeprefix("flow_"): value for name, value in settings.items()}
         record |= {"ar_steps": len(recipe.nfe_per_step), "steps": self.steps, "nfe": recipe.nfe}
-        others = ("num_images", "batch_size", "published_fid", "published_isc", "source")
-        record |= {name: getattr(recipe, name) for name in others}
+        record |= {"num_images": recipe.num_images, "batch_size": recipe.batch_size}
+        record |= {f"published_{name}": self.published(name) for name in ("source", *NUMBERS)}
         if self.results is None:
             return record
         record |= {"seconds_per_image": self.seconds, "images_per_second": self.results.images_per_second}
@@ -89,6 +107,29 @@ class Row:
 
 
 RowColumn = Column[Row, Any]  # Any: values of several types
+
+
+def _scores(results: Results | None, space: str) -> Scores:
+    return (results.scores(space) if results else None) or Scores(space, 0)
+
+
+def difference(one: Scores, other: Scores, digits: int) -> str | None:
+    """Write how much further from the reference `one` is than `other`, with two standard errors and their verdict.
+
+    None unless both have intervals. The errors are taken as independent. Of the same image seeds, the true one is
+    smaller: ties are said more often.
+    """
+    if one.fid is None or other.fid is None or one.fid_interval is None or other.fid_interval is None:
+        return None
+    # Half of a 95 % interval is 1.96 standard errors; its lower half may be cut off at 0.
+    error = math.hypot(one.fid_interval[1] - one.fid, other.fid_interval[1] - other.fid) / 1.96
+    value = one.fid - other.fid
+    return f"{value:+,.{digits}f} ± {2 * error:,.{digits}f}, {verdict(value, error)}"
+
+
+def verdict(difference: float, error: float) -> str:
+    """Call a difference of distances "better" or "worse" only beyond two standard errors, and else "tie"."""
+    return "tie" if abs(difference) <= 2 * error else ("better" if difference < 0 else "worse")
 
 
 def machine(results: Results) -> str:
@@ -109,6 +150,7 @@ SETTINGS: tuple[RowColumn, ...] = (
     Column("guidance interval", lambda row: row.guidance_interval),
     Column("temperature", lambda row: row.recipe.sampling.temperature, "{:g}".format),
     Column("seed", lambda row: row.recipe.sampling.seed),
+    Column("others", lambda row: row.others),
 )
 
 
@@ -125,18 +167,28 @@ def columns_of(rows: Sequence[Row]) -> list[RowColumn]:
         Column("AR steps", lambda row: len(row.recipe.nfe_per_step)),
         Column("diffusion steps", lambda row: row.steps),
         *(column for column in SETTINGS if len(values_of(column, rows)) > 1),
-        Column("published FID", lambda row: row.recipe.published_fid, partial(_published, 2)),
-        *(Column(f"{title} (95 %)", partial(_distance, space, digits)) for space, (title, digits) in DISTANCES.items()),
-        Column("published IS", lambda row: row.recipe.published_isc, partial(_published, 1)),
+        Column("published FID", lambda row: row.published("fid")),
+        *(
+            column
+            for space, (title, digits) in DISTANCES.items()
+            for column in (
+                Column(f"{title} (95 %)", partial(_distance, space, digits)),
+                Column(f"over the baseline ({space})", partial(_difference, space, digits)),
+            )
+        ),
+        Column("published IS", lambda row: row.published("isc")),
         Column("IS", lambda row: row.scores("inception").inception_score_mean, decimals(1)),
         *(
             Column(f"{title} ({space})", partial(_score, space, name), decimals(n))
             for space in DISTANCES
             for title, n, name in more
         ),
+        Column("published GenEval", lambda row: row.published("geneval")),
         Column("label accuracy", lambda row: row.scores("fashion-classifier").label_accuracy, report.percent),
         Column("NFE", lambda row: row.recipe.nfe, decimals(0)),
         Column("seconds per image", lambda row: row.seconds, decimals(3)),
+        Column("published seconds", lambda row: row.published("seconds")),
+        Column("published in", lambda row: row.published("source")),
         Column("images/s", lambda row: row.results and row.results.images_per_second, decimals(2)),
         Column("speed-up", lambda row: row.speed_up, report.times),
         Column("on the front", lambda row: row.front, lambda front: "yes" if front else ""),
@@ -156,9 +208,41 @@ def _distance(space: str, digits: int, row: Row) -> str | None:
     return None if scores.fid is None else number(scores.fid) + interval
 
 
-def _published(digits: int, score: float | str) -> str:
-    """Write a published score; what was read off a plot is text already."""
-    return score if isinstance(score, str) else f"{score:.{digits}f}"
+def _difference(space: str, digits: int, row: Row) -> str | None:
+    """Write how much further from the reference a row is than its baseline; nothing of the baseline itself."""
+    if row.recipe.row == row.recipe.baseline:
+        return None
+    return difference(row.scores(space), _scores(row.baseline, space), digits)
+
+
+def equal_budgets(recipes: Sequence[Recipe]) -> list[tuple[Recipe, Recipe]]:
+    """Pair each annealed recipe with the one count everywhere that costs as much, all else being the same.
+
+    Of several, the closest in evaluations.
+    """
+    pairs = []
+    for one in recipes:
+        alike = [other for other in recipes if one.annealed and _is_constant_twin(one, other)]
+        if alike:
+            pairs.append((one, min(alike, key=lambda other: abs(other.nfe - one.nfe))))
+    return pairs
+
+
+def _is_constant_twin(one: Recipe, other: Recipe) -> bool:
+    settings, others = ({**vars(recipe.sampling), "schedule": None} for recipe in (one, other))
+    return one.model == other.model and settings == others and not other.annealed and other.costs_as(one)
+
+
+def compare_budgets(rows: Sequence[Row]) -> list[str]:
+    """Say of each annealed row whether it is better than the one count everywhere that costs as much."""
+    found = {row.recipe.name: row for row in rows}
+    sentences = []
+    for one, other in equal_budgets([row.recipe for row in rows]):
+        for space, (title, digits) in DISTANCES.items():
+            if text := difference(found[one.name].scores(space), found[other.name].scores(space), digits):
+                said = f"{one.label} minus {other.label}, NFE {one.nfe:,} and {other.nfe:,}"
+                sentences.append(f"{said}, {title}: {text}")
+    return sentences
 
 
 def points_of(rows: Sequence[Row], space: str, cost: str) -> list[Point]:
@@ -177,10 +261,22 @@ def section_of(one: Table, known: Measurements, front: bool) -> Section[Row]:
     cost = "seconds per image" if len(machines(rows)) == 1 and all(row.seconds for row in done) else "NFE"
     points = {title: found for space, (title, _) in DISTANCES.items() if (found := points_of(done, space, cost))}
     settings = {column.header: values_of(column, rows) for column in SETTINGS}
-    same = "; ".join(f"{name} {values[0]}" for name, values in settings.items() if len(values) == 1)
+    same = "; ".join(
+        f"{name} {values[0]}" for name, values in settings.items() if len(values) == 1 and values != ["none"]
+    )
     said, where = [one.text, f"In all rows: {same}."], "; ".join(machines(rows))
     if done:
-        said.append(f"Measured on {where}. In brackets: 95 % intervals, from resampling the images.")
+        said.append(
+            f"Measured on {where}. In brackets: 95 % intervals, from resampling the images. A difference is called one "
+            "only beyond two standard errors (2 s.e.), and else a tie."
+        )
+    if equal := compare_budgets(rows):
+        said.append(f"Annealed against constant counts, at equal NFE: {'; '.join(equal)}.")
+    if any(recipe.published for recipe in one.shown):
+        said.append(
+            "Published numbers are the papers': their seconds per image are those of other machines, and compare only "
+            "with each other. What begins with ~ was read off a plot."
+        )
     if front and points:
         title, compared = next(iter(points.items()))
         best = {(point.group, point.name) for point in report.pareto_front(compared)}

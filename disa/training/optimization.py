@@ -73,9 +73,10 @@ class EMA:
         self.average = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Compute average ← rate · average + (1 - rate) · parameters."""
-        torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), 1 - self.rate)
+    def update(self, step: int) -> None:
+        """Compute average ← rate · average + (1 - rate) · parameters; in the first steps, `rate` is less."""
+        rate = min(self.rate, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), 1 - rate)
 
     @torch.no_grad()
     def swap(self) -> None:

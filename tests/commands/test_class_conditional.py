@@ -41,6 +41,18 @@ def call(monkeypatch, capsys):
 
 
 @families
+def test_a_step_schedule_of_other_weights_ends_a_training_before_it_begins(folder, data, call, tmp_path):
+    sampler = {"sampler": "euler" if folder == "FlowAR_DiSA" else "euler_maruyama"}
+    content = {"weights": {"float32": "00"}, "sampling": sampler, "counts": [1] * 4, "times": [[1.0, 0.0]] * 4}
+    (tmp_path / "one.json").write_text(json.dumps(content))
+    flags = ["--online_eval", "--metrics", "none", "--output_dir", tmp_path / "out", "--data_path", data]
+    code, _, error = call(folder, FAMILIES[folder][0], *flags, "--step_schedule", tmp_path / "one.json")
+    assert code == 2
+    assert "was made for weights 00, not those in training" in error
+    assert not (tmp_path / "out").exists()
+
+
+@families
 @pytest.mark.slow
 def test_train_and_evaluate(folder, data, call, tmp_path):
     training_script, _, fixed, evaluations = FAMILIES[folder]

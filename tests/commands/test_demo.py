@@ -12,17 +12,15 @@ from disa.commands import demo
 from disa.evaluation.results import Results, Scores
 from disa.models import MODELS
 from disa.tables.show import Row
+from disa.tables.sweep import canonical
 from tests.tables.test_show import results
 
 RECIPES = demo.bundled_recipes()
+STRATEGIES = ("linear", "even", "constant")
 # The largest share of the fixed count's evaluations that DiSA may take.
-SHARES = {"mar_fashion": 1 / 8, "flowar_fashion": 0.7, "xar_fashion": 0.7}
-# model -> AR steps without DiSA and with it, counts without it, and first and last count with it
-SMALL = {
-    "mar_fashion": (3, 2, 4, (3, 1)),
-    "flowar_fashion": (None, None, 4, (4, 1)),
-    "xar_fashion": (None, None, 3, (3, 1)),
-}
+SHARES = {"mar_fashion": 0.65, "flowar_fashion": 0.7, "xar_fashion": 0.7}
+# model -> AR steps, first and last count
+SMALL = {"mar_fashion": (2, 3, 1), "flowar_fashion": (None, 4, 1), "xar_fashion": (None, 3, 1)}
 
 
 def test_all_three_families_are_shown_with_bundled_models():
@@ -33,14 +31,15 @@ def test_all_three_families_are_shown_with_bundled_models():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_settings_differ_in_their_steps_alone(name):
-    assert [demo.NAMES[recipe.row] for recipe in RECIPES[name]] == ["without DiSA", "DiSA", "low everywhere"]
-    full, annealed, low = RECIPES[name]
+    assert [demo.NAMES[recipe.row] for recipe in RECIPES[name]] == list(demo.NAMES.values())
+    full, annealed, even, low = RECIPES[name]
     for field in ("seed", "temperature", "guidance", "sampler"):
         assert len({getattr(recipe.sampling, field) for recipe in RECIPES[name]}) == 1
     assert annealed.nfe <= SHARES[name] * full.nfe
-    assert low.sampling.num_iter == annealed.sampling.num_iter
+    assert abs(even.nfe - annealed.nfe) <= 0.03 * annealed.nfe
+    assert len({recipe.sampling.num_iter for recipe in RECIPES[name]}) == 1
     count = annealed.sampling.schedule.lower
-    assert low.sampling.schedule == StepSchedule(count, count, "constant")
+    assert canonical(low.sampling).schedule == StepSchedule(count, count, "constant")
     assert len(set(low.nfe_per_step)) == 1
     assert low.nfe_per_step[-1] == annealed.nfe_per_step[-1]
 
@@ -49,10 +48,9 @@ def test_settings_differ_in_their_steps_alone(name):
 def small(tmp_path):
     """Recipes of few steps and images; the weights are random, for what is tested here does not depend on them."""
     recipes = {}
-    for model, (many, few, count, (upper, lower)) in SMALL.items():
+    for model, (num_iter, upper, lower) in SMALL.items():
         save_file(build_model(model).state_dict(), tmp_path / f"{model}.safetensors")
-        schedules = (StepSchedule(count, count, "constant"), StepSchedule(upper, lower), StepSchedule(lower, lower))
-        steps = zip(RECIPES[model], (many, few, few), schedules, strict=True)
+        schedules = (StepSchedule(upper, upper), *(StepSchedule(upper, lower, one) for one in STRATEGIES))
         recipes[model] = [
             dataclasses.replace(
                 recipe,
@@ -61,7 +59,7 @@ def small(tmp_path):
                 num_images=20,
                 batch_size=10,
             )
-            for recipe, num_iter, schedule in steps
+            for recipe, schedule in zip(RECIPES[model], schedules, strict=True)
         ]
     return recipes
 
@@ -73,20 +71,22 @@ def test_demo_prints_a_table_a_model_and_writes_one_page(tmp_path, small, capsys
     printed = capsys.readouterr().out
     page = (out / "report.html").read_text()
     for name, recipes in small.items():
-        header, _, *lines = printed.partition(f"\n{name}\n\n")[2].splitlines()[:5]
+        header, _, *lines = printed.partition(f"\n{name}\n\n")[2].splitlines()[:6]
         assert [cell.strip() for cell in header.split("|")[1:5]] == ["setting", "AR steps", "NFE", "seconds per image"]
         rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
         assert [row[0] for row in rows] == list(demo.NAMES.values())
         counts = [recipe.nfe_per_step for recipe in recipes]
         assert [(int(row[1]), int(row[2])) for row in rows] == [(len(count), sum(count)) for count in counts]
         assert rows[0][4] == "1.0×"
+        said = f"{name}-disa minus {name}-even, NFE "  # of so few steps, the budgets are the same in one model alone
+        assert (said in printed) == (said in page) == (abs(sum(counts[2]) - sum(counts[1])) <= 0.03 * sum(counts[1]))
         assert f"<h2>{name}</h2>" in page
         for recipe in recipes:
             results = Results.read(out / name / recipe.sampling.name() / "results.json")
             assert results.settings["model"] == name
             assert results.num_images == 20
             assert [scores.extractor for scores in results.metrics] == ["fashion-classifier"]
-    assert len(re.findall(r'<img src="data:image/png;base64,', page)) == 3 * 5  # two plots, three grids
+    assert len(re.findall(r'<img src="data:image/png;base64,', page)) == 3 * 6  # two plots, four grids
     assert page.count("<td>low everywhere</td>") == 3
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
 

@@ -1,10 +1,15 @@
 """The three families' flags: released command lines build released models, bundled models bring their defaults."""
 
+import json
+
 import pytest
 import torch
 
-from disa import build_model
+from disa import Guidance, build_model
+from disa.acceleration.caching import Caching
+from disa.acceleration.feature_cache import Extrapolation
 from disa.commands.families import FLOWAR, FLOWAR_EVAL, MAR, XAR, XAR_EVAL
+from disa.grouping import Grouping
 from disa.models import MODELS
 from disa.weights.verify import manifest
 from tests.conftest import load_json
@@ -111,6 +116,59 @@ def test_step_counts_are_the_recorded_ones():
         flags = ["--flow_upper_steps", str(case["upper"]), "--flow_lower_steps", str(case["lower"])]
         schedule = family.sampling(family.parse(flags)).schedule
         assert [schedule.steps(step, case["num_iter"]) for step in range(case["num_iter"])] == case["steps"], case
+
+
+INTERVAL = ["--guidance", "0.8", "--guidance_min_time", "0.1", "--skip_guidance_below", "1.05"]
+
+
+@pytest.mark.parametrize("family", [MAR, FLOWAR, FLOWAR_EVAL, XAR, XAR_EVAL])
+def test_every_command_has_an_interval_of_guidance_and_a_threshold(family):
+    guidance = family.sampling(family.parse(["--cfg", "2", *INTERVAL])).guidance
+    assert guidance == Guidance(2.0, "linear", 0.8, 0.1, 1.05)
+    default = family.sampling(family.parse([])).guidance
+    assert default == Guidance(1.0, "linear", 0.9 if family in (FLOWAR, FLOWAR_EVAL) else 1.0)
+
+
+@pytest.mark.parametrize("family", [MAR, FLOWAR, FLOWAR_EVAL, XAR, XAR_EVAL])
+def test_every_command_takes_a_step_schedule(family, tmp_path):
+    path = tmp_path / "schedule.json"
+    sampler = family.sampling(family.parse([])).sampler
+    made_for = {"weights": {}, "sampling": {"sampler": sampler, "cfg": 2.0}}
+    path.write_text(json.dumps({**made_for, "counts": [3, 1], "times": [[1.0], [1.0]]}))
+    flags = ["--step_schedule", str(path), *(["--num_iter", "2"] if family is MAR else [])]
+    assert family.sampling(family.parse([*flags, "--cfg", "2"])).schedule.counts == (3, 1)
+    with pytest.raises(ValueError, match=r"for cfg 2.0, not 3.0"):
+        family.sampling(family.parse([*flags, "--cfg", "3"]))
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="no step schedule"):
+        family.sampling(family.parse(flags))
+
+
+@pytest.mark.parametrize("family", [FLOWAR, FLOWAR_EVAL, XAR, XAR_EVAL])
+def test_commands_of_flow_models_have_a_feature_cache(family):
+    given = ["--feature_every", "3", "--feature_order", "1", "--feature_fresh", "2"]
+    assert family.sampling(family.parse(given)).extrapolation == Extrapolation(3, 1, 2)
+    assert family.sampling(family.parse([])).extrapolation == Extrapolation()
+    with pytest.raises(ValueError, match="every is 0"):
+        family.sampling(family.parse(["--feature_every", "0"]))
+
+
+def test_mar_has_orders_and_groups_of_tokens(capsys):
+    given = ["--token_order", "gtr", "--tokens_per_step", "stages"]
+    assert MAR.sampling(MAR.parse(given)).grouping == Grouping("gtr", "stages")
+    assert MAR.sampling(MAR.parse([])).grouping == Grouping("random", "cosine")
+    with pytest.raises(SystemExit) as end:
+        MAR.parse(["--token_order", "spiral"])
+    assert end.value.code == 2
+    assert "spiral" in capsys.readouterr().err
+
+
+def test_mar_has_caches_of_its_backbone():
+    given = ["--cache_tokens", "9", "--cache_conditions", "3", "--cache_first", "4"]
+    assert MAR.sampling(MAR.parse(given)).caching == Caching(9, 3, 4)
+    assert MAR.sampling(MAR.parse([])).caching == Caching(1, 1, 5)
+    with pytest.raises(ValueError, match=r"Caching\.conditions is 0"):
+        MAR.sampling(MAR.parse(["--cache_conditions", "0"]))
 
 
 def test_xars_cosine_guidance_is_linear():

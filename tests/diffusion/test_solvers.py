@@ -52,6 +52,54 @@ def test_order_2_converges_faster():
     assert error("DPM_Solver++", 40) < 0.7 * error("DPM_Solver++", 20)
 
 
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [("DPM_Solver", 1), ("DPM_Solver++", 1), ("DPM_Solver++2M", 2), ("DEIS2", 2), ("UniPC2", 3), ("UniPC3", 3)],
+)
+def test_order_of_convergence(name, order):
+    """On the Gaussian, whose flow shifts and scales, at times even in log(alpha / sigma); correctors add an order.
+
+    UniPC-3 begins and ends with less, which holds it to order 3.
+    """
+    fine = np.linspace(1 / 951, 0.95, 100001)
+
+    def network(x, t):
+        alpha, sigma, _ = half_log_snr(t / 1000)
+        return sigma * (x - alpha * MEAN) / (alpha**2 * STD**2 + sigma**2), None
+
+    def error(count):
+        first, last = half_log_snr(0.95)[2], half_log_snr(1 / 951)[2]
+        times = 1000 * np.interp(-np.linspace(first, last, count + 1)[:-1], -half_log_snr(fine)[2], fine)
+        noise = torch.linspace(-2, 2, 101, dtype=torch.float64)[None, :, None]
+        (alpha, sigma, _), (last_alpha, last_sigma, _) = half_log_snr(0.95), half_log_snr(1 / 951)
+        ratio = math.hypot(last_alpha * STD, last_sigma) / math.hypot(alpha * STD, sigma)
+        exact = last_alpha * MEAN + ratio * (noise[0] - alpha * MEAN)
+        return (SOLVERS[name].solve(network, noise, times.tolist()) - exact).abs().max().item()
+
+    assert math.log2(error(40) / error(160)) / 2 == pytest.approx(order, abs=0.2)
+
+
+def test_few_steps_of_a_higher_order_are_better():
+    """At the times that are visited in use; on two peaks, where the flow is no longer linear."""
+
+    def network(x, t):
+        alpha, sigma, _ = half_log_snr(t / 1000)
+        variance = 0.04 * alpha**2 + sigma**2
+        away = torch.stack([x - alpha, x + alpha])
+        weights = (-away.square() / (2 * variance)).softmax(0)
+        return sigma * (weights * away).sum(0) / variance, None
+
+    noise = torch.linspace(-2, 2, 101, dtype=torch.float64)[None, :, None]
+
+    def solve(name, count):
+        return SOLVERS[name].solve(network, noise, SOLVERS[name].times(count))
+
+    exact = solve("UniPC2", 1000)
+    errors = {name: (solve(name, 20) - exact).abs().mean() for name, one in SOLVERS.items() if one.draws(range(3)) == 1}
+    for name in ("DPM_Solver++2M", "DEIS2", "UniPC2", "UniPC3"):
+        assert errors[name] < errors["DPM_Solver++"] / 1.5
+
+
 def test_order_1_of_both_dpm_solvers_is_the_same_step():
     noise = torch.linspace(-2, 2, 11, dtype=torch.float64)[None, :, None]
     timesteps = SOLVERS["DPM_Solver"].times(7)
@@ -59,10 +107,11 @@ def test_order_1_of_both_dpm_solvers_is_the_same_step():
     assert torch.allclose(first, second, rtol=1e-9)
 
 
-def test_temperature_scales_the_noise_of_ancestral_steps():
-    noise = torch.randn(6, 4000, 1, generator=torch.Generator().manual_seed(0))
-    timesteps = SOLVERS["DiSA"].times(5)
-    solve = SOLVERS["DiSA"].solve
+@pytest.mark.parametrize("name", ["DiSA", "DPM_Solver++2M_SDE"])
+def test_temperature_scales_the_noise_of_steps(name):
+    timesteps = SOLVERS[name].times(5)
+    noise = torch.randn(SOLVERS[name].draws(timesteps), 4000, 1, generator=torch.Generator().manual_seed(0))
+    solve = SOLVERS[name].solve
     assert solve(exact_network, noise, timesteps, 0.5).std() < solve(exact_network, noise, timesteps, 1.0).std()
     still = noise.clone()
     still[1:] = 0
@@ -118,10 +167,16 @@ def half_log_snr(time):
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-@pytest.mark.parametrize(("name", "order"), [("DPM_Solver", 1), ("DPM_Solver++", 1), ("DPM_Solver++2M", 2)])
+@pytest.mark.parametrize(
+    ("name", "order"), [("DPM_Solver", 1), ("DPM_Solver++", 1), ("DPM_Solver++2M", 2), ("DPM_Solver++2M_SDE", 2)]
+)
 def test_dpm_steps_are_the_papers(name, order, count):
-    """In x0, as DPM-Solver++'s algorithm 2 says; its first order is also DPM-Solver's."""
-    timesteps, noise = SOLVERS[name].times(count), torch.linspace(-1, 1, 5, dtype=torch.float64)[None, :, None]
+    """In x0, as DPM-Solver++'s algorithm 2 says, and for the SDE its appendix; order 1 is also DPM-Solver's."""
+    timesteps, sde = SOLVERS[name].times(count), name.endswith("SDE")
+    noise = (
+        torch.linspace(-1, 1, 5, dtype=torch.float64)[None, :, None]
+        * torch.arange(1, 1 + (count if sde else 1))[:, None, None]
+    )
     alpha, sigma, log_snr = half_log_snr(np.append(np.array(timesteps) / 1000, 1 / 951))
     x, guesses = noise[0], []
     for i, t in enumerate(timesteps):
@@ -130,8 +185,13 @@ def test_dpm_steps_are_the_papers(name, order, count):
         if order == 2 and 0 < i < count - 1:
             r = (log_snr[i] - log_snr[i - 1]) / step
             guess = (1 + 1 / (2 * r)) * guesses[-1] - 1 / (2 * r) * guesses[-2]
-        x = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * math.expm1(-step) * guess
-    samples = SOLVERS[name].solve(lambda x, t: (torch.sin(x + t), x), noise, timesteps)
+        if sde:
+            x = sigma[i + 1] / sigma[i] * math.exp(-step) * x - alpha[i + 1] * math.expm1(-2 * step) * guess
+            if i < count - 1:
+                x = x + 0.7 * sigma[i + 1] * math.sqrt(-math.expm1(-2 * step)) * noise[i + 1]
+        else:
+            x = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * math.expm1(-step) * guess
+    samples = SOLVERS[name].solve(lambda x, t: (torch.sin(x + t), x), noise, timesteps, 0.7)
     assert torch.allclose(samples, x, rtol=1e-6, atol=1e-8)
 
 
@@ -155,6 +215,10 @@ def test_what_tables_call_the_solvers():
         "DPM-Solver",
         "DPM-Solver++",
         "DPM-Solver++(2M)",
+        "SDE-DPM-Solver++(2M)",
+        "DEIS-2",
+        "UniPC-2",
+        "UniPC-3",
     ]
     assert [name for name, solver in SOLVERS.items() if not solver.annealed] == ["default"]
-    assert [solver.draws(range(3)) for solver in SOLVERS.values()] == [4, 4, 4, 1, 1, 1]
+    assert [solver.draws(range(3)) for solver in SOLVERS.values()] == [4, 4, 4, 1, 1, 1, 3, 1, 1, 1]

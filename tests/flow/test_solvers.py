@@ -43,15 +43,38 @@ def test_evaluations_are_counted(name):
     assert 0 not in calls
 
 
-def test_heun_converges_faster():
-    def error(name, steps):
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [("euler", 1), ("heun", 2), ("adams_bashforth2", 2), ("unipc2", 3)],  # a corrector adds an order
+)
+def test_order_of_convergence(name, order):
+    def error(steps):
         solver, noise = draw(name, steps)
         exact = MEAN + STD * noise[0].double()  # of this field the flow only shifts and scales
-        return (solver.solve(exact_velocity, noise, linspace(1, 0, steps + 1)) - exact).abs().mean()
+        return (solver.solve(exact_velocity, noise, linspace(1, 0, steps + 1)) - exact).abs().mean().item()
 
-    assert error("heun", 20) < error("euler", 20) / 3
-    assert error("euler", 40) < 0.6 * error("euler", 20)
-    assert error("heun", 40) < 0.35 * error("heun", 20)
+    assert math.log2(error(40) / error(160)) / 2 == pytest.approx(order, abs=0.15)
+
+
+def test_evaluations_of_a_higher_order_are_worth_more():
+    """After the same evaluations; on two peaks, where the flow is no longer linear."""
+
+    def velocity(x, t):
+        variance = ((1 - t) * 0.2) ** 2 + t**2
+        away = torch.stack([x - (1 - t), x + (1 - t)])
+        weights = (-away.square() / (2 * variance)).softmax(0)
+        mean = torch.tensor([1.0, -1.0], dtype=x.dtype)[:, None, None]
+        return (weights * ((t - (1 - t) * 0.04) / variance * away - mean)).sum(0)
+
+    noise = torch.linspace(-2, 2, 101, dtype=torch.float64)[None, :, None]
+
+    def solve(name, steps):
+        return SOLVERS[name].solve(velocity, noise, linspace(1, 0, steps + 1))
+
+    exact = solve("unipc2", 2000)
+    steps = {"euler": 16, "heun": 8, "adams_bashforth2": 16, "unipc2": 16}
+    errors = {name: (solve(name, count) - exact).abs().mean() for name, count in steps.items()}
+    assert errors["unipc2"] < errors["adams_bashforth2"] / 2 < errors["heun"] / 2 < errors["euler"] / 2
 
 
 def test_temperature_scales_the_noise_between_steps():
@@ -117,6 +140,8 @@ def test_what_tables_call_the_solvers_and_what_they_cost():
         ("Euler", 3, 1),
         ("Euler–Maruyama", 3, 3),
         ("Heun", 5, 1),
+        ("Adams–Bashforth 2", 3, 1),
+        ("UniPC-2", 3, 1),
     ]
 
 

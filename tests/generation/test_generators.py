@@ -1,5 +1,6 @@
 """Settings of a generation under the names of the commands' flags, and ids to images."""
 
+import dataclasses
 import json
 import re
 
@@ -7,8 +8,12 @@ import pytest
 import torch
 
 from disa import Guidance, StepSchedule
+from disa.acceleration.caching import Caching
+from disa.acceleration.feature_cache import Extrapolation
 from disa.generation.generators import LabelGenerator, PromptGenerator, Sampling, image_seed, image_shape
+from disa.grouping import Grouping
 from disa.models.vae import SpaceToDepth
+from disa.runtime.fingerprint import fingerprint
 from tests.conftest import small_mar, small_xar
 
 CPU = torch.device("cpu")
@@ -16,7 +21,14 @@ DIFFUSION = Sampling(64, StepSchedule(50, 5, "cosine"), "DDIM", Guidance(2.9, "c
 FLOW = Sampling(None, StepSchedule(25, 15, "two-stage"), "heun", Guidance(2.4, "linear", 0.7), 1.0, 0)
 
 
-@pytest.mark.parametrize("sampling", [DIFFUSION, FLOW], ids=["diffusion", "flow"])
+UNUSUAL = Guidance(2.0, "linear", 0.8, 0.125, 1.05)
+GROUPED = Sampling(4, StepSchedule(), guidance=UNUSUAL, grouping=Grouping("gtr", "stages"), caching=Caching(9, 3, 4))
+INTERVAL = Sampling(None, StepSchedule(), "euler", UNUSUAL, extrapolation=Extrapolation(3, 2, 2))
+
+
+@pytest.mark.parametrize(
+    "sampling", [DIFFUSION, FLOW, GROUPED, INTERVAL], ids=["diffusion", "flow", "grouped", "interval"]
+)
 def test_settings_lead_back_to_the_sampling(sampling):
     assert Sampling.from_dict(sampling.to_dict()) == sampling
     assert Sampling.from_dict(json.loads(json.dumps(sampling.to_dict()))) == sampling
@@ -39,6 +51,103 @@ def test_settings_have_the_names_and_the_order_of_the_flags():
     assert FLOW.to_dict()["guidance"] == 0.7
 
 
+def test_settings_that_are_not_everywhere_are_named_where_they_are():
+    own = {"guidance": 0.8, "guidance_min_time": 0.125, "skip_guidance_below": 1.05}
+    own |= {"token_order": "gtr", "tokens_per_step": "stages"}
+    own |= {"cache_tokens": 9, "cache_conditions": 3, "cache_first": 4}
+    assert GROUPED.to_dict() == {**Sampling(4, StepSchedule(), guidance=Guidance(2.0)).to_dict(), **own}
+    assert "token_order" not in INTERVAL.to_dict()
+    assert {"feature_every": 3, "feature_order": 2, "feature_fresh": 2}.items() <= INTERVAL.to_dict().items()
+    assert "-skip1.05-features3order2fresh2-temperature1" in INTERVAL.name()
+    assert GROUPED.name() == (
+        "ar4-DiSA-linear-50to5-cfg2linear-guidance0.8-from0.125-skip1.05-gtr-stages-cache9-3-4-temperature1-seed1"
+    )
+    assert dataclasses.replace(DIFFUSION, grouping=Grouping("halton")).name() == DIFFUSION.name().replace(
+        "constant", "constant-halton-cosine"
+    )
+    with pytest.raises(ValueError, match="there is no setting token_order here"):
+        Sampling.from_dict({**FLOW.to_dict(), "token_order": "gtr"})
+    with pytest.raises(ValueError, match="there is no setting feature_every here"):
+        Sampling.from_dict({**DIFFUSION.to_dict(), "feature_every": 2})
+
+
+def test_a_generation_has_the_settings_of_its_sampling():
+    """In seven AR steps of sixteen tokens, orders and groups differ; those of the other kind of model have none."""
+    sampling = Sampling(7, StepSchedule(2, 1))
+    others = [dataclasses.replace(sampling, grouping=Grouping(*names)) for names in (("gtr",), ("random", "stages"))]
+    others += [dataclasses.replace(sampling, caching=Caching(9, 9, 1))]
+    plain, *changed = (LabelGenerator(small_mar(), SpaceToDepth(), one, CPU)([3]) for one in (sampling, *others))
+    assert all((plain - images).abs().max() > 1e-3 for images in changed)
+    sampling = Sampling(None, StepSchedule(4, 4), "euler")
+    others = [
+        dataclasses.replace(sampling, extrapolation=Extrapolation(*numbers)) for numbers in ((2, 0), (2, 1), (2, 0, 1))
+    ]
+    plain, *changed = (LabelGenerator(small_xar(), SpaceToDepth(), one, CPU)([3]) for one in (sampling, *others))
+    assert all((plain - images).abs().max() > 1e-2 for images in changed)
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A step schedule of three AR steps, made for the weights of `small_mar` in float32 and float16."""
+    path, model = tmp_path / "schedule.json", small_mar()
+    sampling = {"sampler": "DiSA", "cfg": 2.5, "guidance": 1.0, "temperature": 1.0}
+    weights = {dtype: fingerprint(model, getattr(torch, dtype)) for dtype in ("float32", "float16")}
+    times = [[0, 333, 666, 950], [0, 950], [0]]
+    path.write_text(json.dumps({"weights": weights, "sampling": sampling, "counts": [4, 2, 1], "times": times}))
+    return str(path)
+
+
+def test_a_step_schedule_is_a_setting(file):
+    settings = {**Sampling(3, StepSchedule(), guidance=Guidance(2.5)).to_dict(), "step_schedule": file}
+    sampling = Sampling.from_dict(settings)
+    assert sampling.schedule == StepSchedule.load(file)
+    counted = {"diff_upper_steps": 4, "diff_lower_steps": 1, "diff_annealing_strategy": sampling.schedule.strategy}
+    assert sampling.to_dict() == {**settings, **counted}
+    assert Sampling.from_dict(sampling.to_dict()) == sampling
+    assert sampling.name() == f"ar3-DiSA-{sampling.schedule.strategy}-4to1-cfg2.5linear-temperature1-seed1"
+    assert Sampling.from_dict({name: value for name, value in settings.items() if name not in counted}) == sampling
+    with pytest.raises(ValueError, match="nothing says what diff_upper_steps, diff_lower_steps"):
+        Sampling.from_dict({k: v for k, v in settings.items() if k not in counted and k != "step_schedule"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cfg": 3.0}, "for cfg 2.5, not 3.0"),
+        ({"guidance": 0.9}, "for guidance 1.0, not 0.9"),
+        ({"temperature": 0.9}, "for temperature 1.0, not 0.9"),
+        ({"diff_sampler": "DDIM"}, "for sampler DiSA, not DDIM"),
+        ({"num_iter": 4}, "is for 3 AR steps, and there are 4"),
+    ],
+)
+def test_a_step_schedule_is_refused_for_other_settings(file, change, message):
+    settings = {**Sampling(3, StepSchedule(), guidance=Guidance(2.5)).to_dict(), "step_schedule": file, **change}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Sampling.from_dict(settings)
+    forced = {**settings, "step_schedule": f"force:{file}"}
+    if change.keys() & {"diff_sampler", "num_iter"}:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            Sampling.from_dict(forced)
+    else:
+        assert Sampling.from_dict(forced).to_dict().items() >= {**change, "step_schedule": f"force:{file}"}.items()
+
+
+def test_a_step_schedule_is_refused_for_other_weights(file):
+    model, vae = small_mar(), SpaceToDepth()
+    sampling = Sampling(3, StepSchedule.load(file), guidance=Guidance(2.5))
+    generator = LabelGenerator(model, vae, sampling, CPU)
+    assert generator.nfe_per_step == [4, 2, 1]
+    images = generator([3, 14])
+    own = dataclasses.replace(sampling, schedule=StepSchedule(counts=(4, 2, 1)))  # `even` times for these counts
+    assert torch.equal(images, LabelGenerator(model, vae, own, CPU)([3, 14]))
+    LabelGenerator(small_mar().half(), vae, sampling, CPU)
+    other = small_mar(num_classes=9)
+    with pytest.raises(ValueError, match="for weights"):
+        LabelGenerator(other, vae, sampling, CPU)
+    forced = dataclasses.replace(sampling, schedule=StepSchedule.load(f"force:{file}"))
+    assert LabelGenerator(other, vae, forced, CPU).nfe == 7
+
+
 def test_names_of_folders():
     assert DIFFUSION.name() == "ar64-DDIM-cosine-50to5-cfg2.9constant-temperature0.9-seed7"
     assert FLOW.name() == "heun-two-stage-25to15-cfg2.4linear-guidance0.7-temperature1-seed0"
@@ -49,7 +158,11 @@ def test_names_of_folders():
     ("change", "message"),
     [
         ({"cfg": None}, "nothing says what cfg shall be"),
-        ({"guidance": 0.9}, "there is no setting guidance here"),
+        ({"scales": 0.9}, "there is no setting scales here"),
+        ({"token_order": "spiral"}, "order is 'spiral'; allowed are random, halton, gtr"),
+        ({"cache_tokens": 0}, "Caching.tokens is 0"),
+        ({"tokens_per_step": 3}, "tokens_per_step is 3; a value like 'cosine' is needed"),
+        ({"skip_guidance_below": 0.5}, "skip_below is 0.5"),
         ({"num_iter": 3.5}, "num_iter is 3.5; a value like 1 is needed"),
         ({"seed": True}, "seed is True"),
         ({"cfg": "2.9"}, "cfg is '2.9'; a value like 1.0 is needed"),

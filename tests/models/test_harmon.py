@@ -5,7 +5,8 @@ import torch
 
 from disa import Guidance, ImageNoise, StepSchedule, build_model
 from disa.data.text import TextTokenizer
-from disa.models.harmon import IGNORED
+from disa.grouping import ORDERS, Grouping
+from disa.models.harmon import IGNORED, Harmon
 from disa.weights.verify import manifest
 from tests.conftest import SMALL_MAR, ReplayedNoise, fill, load_json, load_reference, relative_error
 
@@ -75,9 +76,42 @@ def draw(model, prompts, seeds, **settings):
         num_iter=4,
         schedule=SCHEDULE,
         noise=ImageNoise(seeds),
-        guidance=Guidance(3.0),
-        **settings,
+        **{"guidance": Guidance(3.0), **settings},
     )
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("shape", [(4, 6), (3, 5)])
+def test_grids_of_any_shape_in_every_order(order, shape, monkeypatch):
+    model, wanted = small_harmon(), []
+    decode = type(model.mar).decode
+    monkeypatch.setattr(type(model.mar), "decode", lambda *args: wanted.append(args[3][0]) or decode(*args))
+    grouping = Grouping(order, "stages")
+    draw(model, [[5, 9]], [1], image_shape=shape, grouping=grouping)
+    length = shape[0] * shape[1]
+    order, left = grouping.arrange(ImageNoise([1]).orders(length), shape)[0], [length, *grouping.left(shape, 4)]
+    for group, before, after in zip(wanted, left[:-1], left[1:], strict=True):
+        assert torch.equal(group, order[after:before].sort().values)
+
+
+def test_prompts_are_read_once_with_both_branches_and_once_without(monkeypatch):
+    """As guidance grows from 1 to 3, two of four AR steps are below 1.7, and take the conditional branch alone."""
+    model, prompts, attended, read = small_harmon(), [[5, 9], [17, 33, 2, 8, 8]], [], []
+    attend, prefill = Harmon.attend, Harmon.prefill
+    monkeypatch.setattr(Harmon, "attend", lambda *args: attended.append(len(args[1])) or attend(*args))
+    monkeypatch.setattr(Harmon, "prefill", lambda *args: read.append(len(args[1])) or prefill(*args))
+    skipped = draw(model, prompts, [1, 2], guidance=Guidance(3.0, skip_below=1.7))
+    assert (attended, read) == ([2, 2, 4, 4], [2, 4])
+
+    class BothBranches(Guidance):
+        def at(self, progress):
+            scale = super().at(progress)
+            return 1 + 1e-9 if scale == 1 else scale
+
+    both = draw(model, prompts, [1, 2], guidance=BothBranches(3.0, skip_below=1.7))
+    assert (attended[4:], read[2:]) == ([4, 4, 4, 4], [4])
+    assert relative_error(skipped, both.numpy()) < 1e-5
+    assert relative_error(skipped, draw(model, prompts, [1, 2]).numpy()) > 1e-2
 
 
 def test_prompts_of_different_lengths_in_one_batch_give_what_each_gives_alone():

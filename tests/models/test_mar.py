@@ -5,6 +5,8 @@ import torch
 
 from disa import Guidance, ImageNoise, StepSchedule, build_model
 from disa.diffusion import SOLVERS
+from disa.grouping import ORDERS, TOKENS_PER_STEP, Grouping
+from disa.models.mar import MAR, HeadNetwork
 from disa.weights.verify import manifest
 from tests.conftest import SMALL_MAR, ReplayedNoise, load_json, load_reference, relative_error, small_mar
 
@@ -147,6 +149,83 @@ def test_default_sampler_ignores_the_annealing():
     assert torch.equal(few, generate([1], "default", schedule=StepSchedule(6, 6)))
 
 
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("tokens_per_step", TOKENS_PER_STEP)
+@pytest.mark.parametrize("num_iter", [1, 3, 7, 16])
+def test_every_token_is_sampled_once_in_its_groups_order(order, tokens_per_step, num_iter, monkeypatch):
+    grouping, wanted, traces = Grouping(order, tokens_per_step), [], []
+    decode = MAR.decode
+    monkeypatch.setattr(MAR, "decode", lambda *args: wanted.append(args[3][:2]) or decode(*args))
+    generate([5, 6], num_iter=num_iter, grouping=grouping, on_step=traces.append)
+    assert [one.shape[1] for one in wanted] == [trace.tokens for trace in traces]
+    assert len(wanted) == num_iter
+    orders, left = grouping.arrange(ImageNoise([5, 6]).orders(16), (4, 4)), 16
+    for group, next_left in zip(wanted, grouping.left((4, 4), num_iter), strict=True):
+        assert torch.equal(group, orders[:, next_left:left].sort().values)
+        left = next_left
+    assert left == 0
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_an_image_depends_on_its_seed_alone_in_every_order(order):
+    together, alone = (generate(seeds, grouping=Grouping(order, "stages")) for seeds in ([5, 6], [6]))
+    assert relative_error(alone, together[1:].numpy()) < 1e-4
+
+
+def rows_through(monkeypatch, **settings):
+    """The latents of two images, and how many rows backbone and head took at each AR step, and the head each time."""
+    backbone, head, encode, predict = [], [], MAR.encode, HeadNetwork.predict
+    monkeypatch.setattr(MAR, "encode", lambda *args: backbone.append(len(args[1])) or encode(*args))
+    monkeypatch.setattr(HeadNetwork, "predict", lambda *args: head.append(len(args[1])) or predict(*args))
+    latents = generate([1, 2], **settings)
+    monkeypatch.undo()
+    return latents, backbone, head
+
+
+class BothBranches(Guidance):
+    """Takes both branches where one is enough."""
+
+    def at(self, progress):
+        scale = super().at(progress)
+        return 1 + 1e-9 if scale == 1 else scale
+
+
+def test_the_unconditional_branch_is_not_computed_where_guidance_is_skipped(monkeypatch):
+    """Cosine groups of 16 tokens in 4 AR steps leave 14, 11, 6 and 0 (1): scales are 1.25, 1.625, 2.25 and 2.875."""
+    arguments = (3.0, "linear", 1.0, 0.0, 1.7)
+    skipped, backbone, head = rows_through(monkeypatch, guidance=Guidance(*arguments))
+    assert backbone == [2, 2, 4, 4]
+    assert head == [2] * (6 + 4) + [4] * (3 + 2)
+    both, backbone, head = rows_through(monkeypatch, guidance=BothBranches(*arguments))
+    assert backbone == [4, 4, 4, 4]
+    assert head == [4] * (6 + 4 + 3 + 2)
+    assert relative_error(skipped, both.numpy()) < 1e-5
+    assert relative_error(skipped, generate([1, 2], guidance=Guidance(3.0)).numpy()) > 1e-2
+
+
+def test_skipping_guidance_everywhere_is_none():
+    skipped = generate([1, 2], guidance=Guidance(1.5, "constant", skip_below=1.6))
+    assert torch.equal(skipped, generate([1, 2], guidance=Guidance()))
+
+
+@pytest.mark.parametrize("sampler", SOLVERS)
+def test_guidance_applies_between_its_times(sampler, monkeypatch):
+    """Where times lie beyond those visited, nothing changes; else the head takes one branch beyond."""
+    settings = {"sampler": sampler, "num_iter": 1, "schedule": StepSchedule(6, 6)}
+    times = [t / 1000 for t in SOLVERS[sampler].times(6)]
+    everywhere = generate([1, 2], guidance=Guidance(3.0, "constant"), **settings)
+    around = Guidance(3.0, "constant", max(times), min(times))
+    assert torch.equal(everywhere, generate([1, 2], guidance=around, **settings))
+    within = Guidance(3.0, "constant", 0.9, 0.3)
+    latents, _, head = rows_through(monkeypatch, guidance=within, **settings)
+    assert head == [4 if 0.3 <= t <= 0.9 else 2 for t in sorted(times, reverse=True)]
+    assert {2, 4} == set(head)
+    assert relative_error(latents, everywhere.numpy()) > 1e-2
+    nowhere = Guidance(3.0, "constant", 0.0005, 0.0004)
+    plain = generate([1, 2], guidance=Guidance(), **settings)
+    assert relative_error(generate([1, 2], guidance=nowhere, **settings), plain.numpy()) < 1e-5
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
@@ -154,7 +233,6 @@ def test_default_sampler_ignores_the_annealing():
         ({"num_iter": 0}, "num_iter is 0"),
         ({"sampler": "Euler"}, "'Euler'"),
         ({"temperature": -1.0}, "temperature is -1"),
-        ({"guidance": Guidance(2.0, max_time=0.5)}, "max_time"),
     ],
 )
 def test_impossible_settings_are_refused(settings, named):

@@ -8,6 +8,9 @@ from torch.utils._pytree import tree_leaves
 
 from disa import Guidance, StepSchedule, build_model
 from disa.acceleration import Captured
+from disa.acceleration.caching import Caching
+from disa.acceleration.feature_cache import Extrapolation
+from disa.grouping import Grouping
 
 WAITING = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "item")
 SHORT = {"schedule": StepSchedule(4, 2), "guidance": Guidance(2.0)}
@@ -63,7 +66,14 @@ class FakeNoise:
         ("flowar_fashion", {}),
         ("flowar_fashion", {"sampler": "heun"}),
         ("xar_fashion", {"sampler": "euler_maruyama"}),
+        ("flowar_fashion", {"extrapolation": Extrapolation(2, 1), "guidance": Guidance(2.0, "constant", 0.7, 0.2)}),
+        ("xar_fashion", {"extrapolation": Extrapolation(2, 0), "sampler": "heun"}),
         ("harmon_fashion", {"num_iter": 4}),
+        ("mar_fashion", {"num_iter": 4, "grouping": Grouping("halton", "stages")}),
+        ("mar_fashion", {"num_iter": 4, "grouping": Grouping("gtr", "stages")}),
+        ("harmon_fashion", {"num_iter": 4, "guidance": Guidance(2.0, "linear", 0.9, 0.1, 1.5)}),
+        ("mar_fashion", {"num_iter": 4, "caching": Caching(2, 2, 1)}),
+        ("harmon_fashion", {"num_iter": 4, "caching": Caching(2, 2, 1)}),
     ],
 )
 @pytest.mark.parametrize("captured", [False, True])
@@ -87,9 +97,10 @@ def test_a_generation_never_waits(name, settings, captured, monkeypatch):
             run = Captured(OneLaunch)
             for module in model.modules():
                 module.run = run
-            model.generate(**inputs, **SHORT, **settings, noise=FakeNoise(2))
+            model.generate(**inputs, **{**SHORT, **settings}, noise=FakeNoise(2))
             assert run.captures
         with NoWaiting() as watched:
-            latents = model.generate(**inputs, **SHORT, **settings, noise=FakeNoise(2))
+            latents = model.generate(**inputs, **{**SHORT, **settings}, noise=FakeNoise(2))
     assert latents.device.type == "cuda"
-    assert watched.copies <= 1  # the times, once, before the loop
+    # The times, once, before the loop; and Halton's sequence.
+    assert watched.copies <= 1 + (settings.get("grouping", Grouping()).order == "halton")

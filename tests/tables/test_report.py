@@ -11,6 +11,8 @@ from disa.tables.report import (
     column,
     decimals,
     pareto_front,
+    plot_calibration,
+    plot_evidence,
     plot_quality,
     plot_step_schedules,
     table,
@@ -61,6 +63,30 @@ def test_schedule_plot_shows_the_counts():
     figure = plot_step_schedules({"DiSA": [50, 35, 20, 5], "full": [50, 50]})
     shown = [patch.get_data().values.tolist() for patch in figure.axes[0].patches]
     assert shown == [[50, 35, 20, 5], [50, 50]]
+
+
+def test_calibration_plot_shows_distances_and_counts():
+    schedules = {"calibrated": [3, 2], "linear": [5, 1]}
+    measured, chosen = plot_calibration([[0.5, 0.1, -0.001], [0.4, 0.1, 0.01]], schedules).axes
+    assert [list(line.get_xdata()) for line in measured.lines] == [[1, 2, 3]] * 2
+    assert [list(line.get_ydata()) for line in measured.lines] == [[0.5, 0.1, 1e-5], [0.4, 0.1, 0.01]]
+    assert [text.get_text() for text in measured.get_legend().get_texts()] == ["AR step 0", "AR step 1"]
+    assert [patch.get_data().values.tolist() for patch in chosen.patches] == [[3, 2], [5, 1]]
+    assert [text.get_text() for text in chosen.get_legend().get_texts()] == ["calibrated", "linear"]
+
+
+def test_evidence_plot_has_a_line_for_every_observation():
+    names = ("prediction_error", "variance", "path_ratio")
+    steps = [
+        {"ar_step": i, "total_variance": 9 - i, **{n: 2 + i for n in names}, **{f"{n}_se": 0.5 for n in names}}
+        for i in (0, 1)
+    ]
+    error, variance, ratio = plot_evidence(steps).axes
+    assert [list(axes.lines[-3].get_ydata()) for axes in (error, ratio)] == [[2, 3]] * 2
+    assert [list(line.get_ydata()) for line in variance.lines[:2]] == [[9, 8], [2, 3]]
+    assert [axes.get_ylim()[0] for axes in (error, variance, ratio)] == [0, 0, 1]
+    (segments,) = (bars.get_segments() for bars in error.collections)
+    assert [list(segment[:, 1]) for segment in segments] == [[1, 3], [2, 4]]  # two standard errors
 
 
 def test_loss_plot_draws_the_mean():

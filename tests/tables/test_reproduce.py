@@ -40,8 +40,8 @@ title = "Two models"
 text = "What is shown."
 
 [both.mar_fashion]
-rows.full = {{ diff_upper_steps = 5, diff_lower_steps = 5, published_fid = 3.5, source = "somewhere" }}
-rows.disa = {{ diff_upper_steps = 3, published_fid = "~3.6", source = "somewhere" }}
+rows.full = {{ diff_upper_steps = 5, diff_lower_steps = 5, published = [{{ fid = 3.5, source = "somewhere" }}] }}
+rows.disa = {{ diff_upper_steps = 3, published = [{{ fid = "~3.6", source = "somewhere" }}] }}
 
 [again]
 title = "A row that another table has"
@@ -175,7 +175,7 @@ def test_a_table_is_measured_once_and_shown(tables, capsys):
     (scores,) = results.metrics
     row = flat["mar_fashion-disa"]
     assert int(row["nfe"]) == results.nfe
-    assert (row["sampler"], row["published_fid"], row["source"]) == ("DiSA", "~3.6", "somewhere")
+    assert (row["sampler"], row["published_fid"], row["published_source"]) == ("DiSA", "~3.6", "somewhere")
     assert (row["guidance"], flat["xar_fashion-disa"]["guidance"]) == ("", "0.9")
     assert float(row["fashion-classifier fid"]) == scores.fid
     assert float(row["seconds_per_image"]) == results.seconds_per_image
@@ -284,7 +284,7 @@ def test_nothing_asked_and_unknown_names_end_in_a_sentence(capsys):
     assert command("reproduce", "both/mar") == 2
     assert "there is no table or recipe both/mar" in capsys.readouterr().err
     assert command("reproduce", "--list") == 0
-    assert "bundled: The bundled models without DiSA" in capsys.readouterr().out
+    assert "bundled: The bundled models with their full count, with DiSA" in capsys.readouterr().out
 
 
 # ----------------------------------------------------------------------------------------------------------- processes

@@ -9,8 +9,8 @@ from disa import Guidance
 from disa.evaluation.extractors import DINOV2
 from disa.evaluation.results import Results, Scores
 from disa.tables.measure import Measurements
-from disa.tables.recipes import load_tables
-from disa.tables.show import Row, columns_of, section_of
+from disa.tables.recipes import choose, load_tables
+from disa.tables.show import Row, columns_of, difference, equal_budgets, section_of, verdict
 from disa.tables.sweep import starting_point, sweep_table
 
 TABLES = load_tables()
@@ -56,9 +56,84 @@ def test_published_stands_beside_measured():
     cells = cells_of(Row(MAR_BASE, results(metrics=(scores,))))
     assert list(cells)[3:7] == ["published FID", "FID (95 %)", "published IS", "IS"]
     assert list(cells.values())[3:7] == ["2.31", "2.34 (2.30–2.40)", "281.7", "280.0"]
+    assert cells["published seconds"] == "0.650"
+    assert cells["published in"] == "arXiv:2406.11838; arXiv:2505.20297"
     assert (cells["AR steps"], cells["diffusion steps"], cells["NFE"]) == ("256", "100", "25,600")
     assert "speed-up" not in cells
     assert "on the front" not in cells
+
+
+def test_what_several_papers_have_stands_in_their_order():
+    cells = cells_of(Row(FLOWAR))
+    assert (cells["published FID"], cells["published IS"]) == ("3.61; 3.70", "235.1")
+    assert (cells["published seconds"], cells["published in"]) == ("0.024", "arXiv:2412.15205; arXiv:2505.20297")
+    record = Row(FLOWAR).record()
+    assert (record["published_fid"], record["published_source"]) == ("3.61; 3.70", cells["published in"])
+    assert record["published_geneval"] is None
+    (harmon,) = (one for one in TABLES["harmon"].recipes if one.label == "harmon_1.5b-50-5")
+    assert cells_of(Row(harmon))["published GenEval"] == "~0.73"
+
+
+def test_published_numbers_are_marked_as_the_papers():
+    known = Measurements(Path("nowhere"), torch.device("cpu"), "float32")
+    assert "Published numbers are the papers'" in section_of(TABLES["imagenet"], known, front=False).text
+    assert "Published numbers" not in section_of(TABLES["bundled"], known, front=False).text
+
+
+def test_even_counts_are_written_as_they_are():
+    steps = {recipe.row: Row(recipe).steps for recipe in TABLES["bundled"].recipes if recipe.model == "xar_fashion"}
+    assert steps == {"full": "16", "disa": "16→5 linear", "even": "10–11", "low": "5"}
+
+
+def test_a_difference_is_called_one_beyond_two_standard_errors():
+    assert [verdict(value, 1.0) for value in (-2.1, -2.0, 0.0, 2.0, 2.1)] == ["better", "tie", "tie", "tie", "worse"]
+
+    def scores(fid, reach):
+        return Scores("fashion-classifier", 8, fid=fid, fid_interval=(max(fid - reach, 0.0), fid + reach))
+
+    assert difference(scores(14.9, 1.96 * 3), scores(5.0, 1.96 * 4), 1) == "+9.9 ± 10.0, tie"
+    assert difference(scores(3.9, 1.96 * 3), scores(15.0, 1.96 * 4), 1) == "-11.1 ± 10.0, better"
+    assert difference(scores(1.0, 1.0), dataclasses.replace(scores(1.0, 1.0), fid_interval=None), 1) is None
+    assert difference(scores(1.0, 1.0), Scores("fashion-classifier", 8), 1) is None
+
+
+def bundled_section(distances):
+    """The part of the page on mar_fashion in the table `bundled`, with distances measured to ± 1.96."""
+    (one,) = choose(TABLES, ["bundled/mar_fashion-*"])
+    known = Measurements(Path("nowhere"), torch.device("cpu"), "float32")
+    for recipe, fid in zip(one.shown, distances, strict=True):
+        scores = Scores("fashion-classifier", 8, fid=fid, fid_interval=(fid - 1.96, fid + 1.96))
+        known.results[recipe.name] = results(metrics=(scores,))
+    return section_of(one, known, front=False)
+
+
+def test_rows_are_compared_with_their_baseline():
+    section = bundled_section((10.0, 11.0, 12.0, 20.0))
+    column = next(one for one in section.columns if one.header == "over the baseline (fashion-classifier)")
+    assert [column.cell(row) for row in section.rows] == [
+        "–",
+        "+1.0 ± 2.8, tie",
+        "+2.0 ± 2.8, tie",
+        "+10.0 ± 2.8, worse",
+    ]
+    assert "only beyond two standard errors" in section.text
+
+
+def test_annealed_rows_are_compared_with_one_count_at_the_same_budget():
+    said = "Annealed against constant counts, at equal NFE: mar_fashion-disa minus mar_fashion-even, NFE "
+    text = bundled_section((10.0, 11.0, 12.0, 20.0)).text
+    assert said in text
+    assert "Fréchet distance (classifier): -1.0 ± 2.8, tie." in text
+    assert "-9.0 ± 2.8, better." in bundled_section((10.0, 11.0, 20.0, 20.0)).text
+    (one,) = choose(TABLES, ["bundled/mar_fashion-disa", "bundled/mar_fashion-full"])
+    assert equal_budgets(one.shown) == []
+
+
+def test_budgets_are_compared_where_all_else_is_the_same():
+    disa, even = (next(one for one in TABLES["bundled"].recipes if one.row == row) for row in ("disa", "even"))
+    assert equal_budgets([disa, even]) == [(disa, even)]
+    other = dataclasses.replace(even, sampling=dataclasses.replace(even.sampling, temperature=0.9))
+    assert equal_budgets([disa, other]) == []
 
 
 def test_a_feature_space_that_was_asked_for_has_its_columns():
@@ -94,6 +169,18 @@ def test_columns_are_what_rows_differ_in():
         "temperature": ["1", "0.9"],
     }
     assert list(settings(Row(MAR_BASE), wide)) == ["sampler", "cfg", "cfg_schedule", "seed"]  # one has an interval
+
+
+def test_what_is_not_everywhere_is_told_where_it_is():
+    found = sweep_table(starting_point(TABLES, "mar_fashion"), {"token_order": ["random", "gtr"]})
+    rows = [Row(recipe) for recipe in found.shown]
+    column = next(one for one in columns_of(rows) if one.header == "others")
+    assert [column.cell(row) for row in rows] == ["none", "token_order gtr"]
+    known = Measurements(Path("nowhere"), torch.device("cpu"), "float32")
+    assert "others" not in section_of(found, known, front=False).text
+    alike = dataclasses.replace(found, shown=found.shown[1:])
+    assert "; others token_order gtr." in section_of(alike, known, front=False).text
+    assert "others" not in section_of(dataclasses.replace(found, shown=found.shown[:1]), known, front=False).text
 
 
 def test_records_keep_the_digits():

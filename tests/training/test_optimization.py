@@ -61,12 +61,23 @@ def test_ema_follows_and_swaps():
     before = model.z_proj.bias.detach().clone()
     with torch.no_grad():
         model.z_proj.bias += 1
-    ema.update()
+    ema.update(1000)
     assert torch.allclose(ema.average["z_proj.bias"], before + 0.1)
     ema.swap()
     assert torch.allclose(model.z_proj.bias, before + 0.1)
     ema.swap()
     assert torch.allclose(model.z_proj.bias, before + 1)
+
+
+def test_at_first_the_average_forgets_faster():
+    model = torch.nn.Linear(1, 1)
+    ema = EMA(model, 0.5)
+    for step, weight in ((0, 0.9), (2, 0.75), (8, 0.5), (9, 0.5)):  # of what is new: 1 - (1 + step) / (10 + step)
+        for average, parameter in zip(ema.average.values(), model.parameters(), strict=True):
+            average.zero_()
+            parameter.data.fill_(1)
+        ema.update(step)
+        assert torch.allclose(ema.average["bias"], torch.tensor([weight]))
 
 
 def test_defaults():
@@ -148,7 +159,7 @@ def test_ema_averages_what_is_trained_and_is_loaded_from_a_checkpoint():
     assert (model.linear.weight != 3).all()  # the average has storage of its own
     with torch.no_grad():
         model.linear.weight.fill_(7)
-    ema.update()
+    ema.update(26)  # by now, the rate is not held back: 27 / 36
     assert torch.equal(ema.average["linear.weight"], torch.full((3, 2), 4.0))
     ema.swap()
     assert (model.linear.weight == 4).all()

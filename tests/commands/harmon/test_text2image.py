@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from disa import Guidance, StepSchedule, load_model
 from disa.generation.generators import PromptGenerator, Sampling
 from disa.models.harmon import Harmon
+from disa.runtime.fingerprint import fingerprint
 from tests.commands.harmon.conftest import CONFIG, FOLDER, QUICK, refused
 from tests.conftest import small_mar
 
@@ -44,6 +45,33 @@ def test_a_prompt_gets_a_grid_that_says_how_it_was_made(call, tmp_path):
     assert expected.items() <= said.items()
     assert len(said["weights"]) == 12
     assert said["checkpoint"].endswith("harmon.pth")
+
+
+def test_orders_groups_caches_and_guidance_are_said_where_they_are_not_the_default(call, tmp_path):
+    flags = {"token_order": "gtr", "tokens_per_step": "stages", "guidance": 0.8, "guidance_min_time": 0.1}
+    flags |= {"skip_guidance_below": 1.05, "cache_tokens": 2, "cache_conditions": 3, "cache_first": 1}
+    given = [word for name, value in flags.items() for word in (f"--{name}", value)]
+    for name, more in (("own.png", given), ("plain.png", [])):
+        assert call("text2image", *QUICK, "--cfg", 2, *more, "--output", tmp_path / name).code == 0
+    own, plain = (json.loads(Image.open(tmp_path / name).text["disa"]) for name in ("own.png", "plain.png"))
+    assert own == {**plain, **flags}
+    assert (pixels(tmp_path / "own.png") != pixels(tmp_path / "plain.png")).any()
+
+
+def test_a_step_schedule_is_said_with_its_counts(call, checkpoint, tmp_path):
+    weights = fingerprint(load_model("harmon_fashion", checkpoint))
+    content = {"weights": {"float32": weights}, "sampling": {"sampler": "DiSA", "cfg": 2.0}}
+    (tmp_path / "one.json").write_text(json.dumps({**content, "counts": [3, 2], "times": [[0, 500, 950], [0, 950]]}))
+    flags = ["--num_iter", 2, "--step_schedule", tmp_path / "one.json", "--output", tmp_path / "own.png"]
+    assert call("text2image", *flags, "--cfg", 2).code == 0
+    said = json.loads(Image.open(tmp_path / "own.png").text["disa"])
+    assert (said["upper_steps"], said["lower_steps"], said["step_schedule"]) == (3, 2, str(tmp_path / "one.json"))
+    assert said["annealing_strategy"].startswith("calibrated-")
+    assert refused(call("text2image", *flags), "for cfg 2.0, not 3.0")
+    (tmp_path / "one.json").write_text(
+        json.dumps({**content, "weights": {}, "counts": [3, 2], "times": [[0, 500, 950], [0, 950]]})
+    )
+    assert refused(call("text2image", *flags, "--cfg", 2), "for weights")
 
 
 def test_images_depend_on_prompt_and_seed_and_not_on_company(call, tmp_path):
@@ -151,6 +179,8 @@ BAD = {
     "schedule": (["--upper_steps", "2"], "upper is 2, below lower = 3"),
     "sampler": (["--sampler", "euler"], "'euler'; allowed are"),
     "guidance": (["--cfg", "-1"], "scale is -1.0"),
+    "guidance interval": (["--guidance", "0.4", "--guidance_min_time", "0.5"], "min_time is 0.5"),
+    "guidance threshold": (["--skip_guidance_below", "0.9"], "skip_below is 0.9"),
     "temperature": (["--temperature", "nan"], "temperature is nan"),
     "seed": (["--seed", "-1"], "seed is -1"),
     "grid": (["--grid_size", "0"], "grid_size is 0; it must be at least 1"),
