@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 import tempfile
 
 import pytest
@@ -89,3 +90,8 @@ def test_what_a_machine_lacks(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     assert lacking(torch.device("cuda")) == "triton"
     assert lacking(torch.device("mps")) == "a CUDA device or a CPU"
+
+
+def test_nothing_is_said_where_nothing_was_compiled(monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch._dynamo.utils", raising=False)
+    assert compile_report() is None
