@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
             compile_blocks(model)
         generate = LabelGenerator(model, Latents(), sampling, device)
-        about = {"disa": disa.__file__, "device": describe_device(device), "rate": product_rate(device, dtype)}
+        about = {"disa": disa.__file__, "device": describe_device(device)}
         print(json.dumps(about), file=answers, flush=True)
         for line in sys.stdin:
             ids = [args.batch * int(line) + i for i in range(args.batch)]

@@ -19,7 +19,7 @@ import textwrap
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -398,9 +398,9 @@ def count(model: str, batch: int, dtype: str, captured: bool = False, **changes:
         meter, device = Meter(given["guidance"].max_time), torch.device("cuda")
         to_fake(nn.ModuleList([network, vae]), device, meter)
         given = {**arguments(recipe, batch, device), **changes}
-        with FusedAttention(), meter, by_part(network, meter):
+        graphs = capture(network, meter) if captured else nullcontext()
+        with FusedAttention(), meter, by_part(network, meter), graphs:
             if captured:
-                capture(network, meter)
                 network.generate(**given, noise=ImageNoise(range(batch), device))
                 meter.start()
             latents = network.generate(**given, noise=ImageNoise(range(batch), device))
@@ -415,16 +415,18 @@ def make_vae(network: nn.Module, recipe: Recipe) -> Any:  # Any: of several kind
     return own or (SpaceToDepth() if recipe.bundled else AutoencoderKL())
 
 
-def capture(model: nn.Module, meter: Meter) -> None:
+@contextmanager
+def capture(model: nn.Module, meter: Meter) -> Iterator[None]:
     """Run as graphs what `disa.acceleration` captures; the comparison with eager results is of fake numbers."""
     from disa.acceleration import Captured  # which earlier commits lack
     from disa.acceleration.capture import TOLERANCE
 
-    TOLERANCE.update(dict.fromkeys(TOLERANCE, 1.0))
     run = Captured(lambda: OneLaunch(meter))
     for module in model.modules():
         if isinstance(module, AnnealedModel):
             module.run = run
+    with mock.patch.dict(TOLERANCE, dict.fromkeys(TOLERANCE, 1.0)):
+        yield
 
 
 def to_fake(module: nn.Module, device: torch.device, meter: Meter) -> None:

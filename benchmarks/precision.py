@@ -7,6 +7,7 @@ Run from the repository's root; an interrupted run goes on where it stopped: `to
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,9 +29,9 @@ from disa.tables.report import Column, decimals, table
 
 MODELS = ("mar_fashion", "flowar_fashion", "xar_fashion", "harmon_fashion")
 
-EXPLANATION = """Each bundled model with its DiSA recipe, {images:,} images with the same seeds in each number type, on
-{machine}. The standard error is that of the float32 distance, from random halves of the images; a difference below it
-is within the noise of the image seeds."""
+EXPLANATION = """Written by `python -m benchmarks.precision`. Each bundled model with its DiSA recipe, {images:,} images
+with the same seeds in each number type, on {machine}. The standard error is that of the float32 distance, from random
+halves of the images; a difference below it is within the noise of the image seeds."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,8 @@ def describe(found: dict[str, dict[str, Results]], images: int) -> str:
     one = next(iter(found.values()))["float32"]
     machine = f"{one.machine}, torch {one.versions['torch']}"
     rows = [line for model, results in found.items() for line in lines(model, results)]
-    return f"# Precision\n\n{EXPLANATION.format(images=images, machine=machine)}\n\n{table(rows, COLUMNS)}\n"
+    said = textwrap.fill(EXPLANATION.format(images=images, machine=machine), 120)
+    return f"# Precision\n\n{said}\n\n{table(rows, COLUMNS)}\n"
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.checkouts import ROOT, worktree
-from benchmarks.generations import SIDES
+from benchmarks.generations import SIDES, product_rate
 from benchmarks.launches import count, find_recipe, models, wrap
 from disa import ImageNoise, load_model
 from disa.commands.demo import NAMES, bundled_recipes
@@ -167,6 +167,7 @@ def compare(model: str, folder: Path, args: argparse.Namespace) -> tuple[dict[st
     taken_before, taken = (statistics.median(side) for side in zip(*seconds, strict=True))
     steps: dict[str, Any] = {} if sampling.num_iter is None else {"num_iter": sampling.num_iter}
     flops = count(model, batch, args.dtype, **steps).total.flops
+    rate_before, rate = (product_rate(torch.device("cpu"), DTYPES[dtype]) for dtype in (args.dtype_before, args.dtype))
     row = {
         "model": model,
         "batch": batch,
@@ -174,11 +175,11 @@ def compare(model: str, folder: Path, args: argparse.Namespace) -> tuple[dict[st
         "now": taken,
         "speed_up": statistics.median(one / other for one, other in seconds),
         "difference": max(differences),
-        "share_before": flops / taken_before / about_before["rate"],
-        "share": flops / taken / about["rate"],
+        "share_before": flops / taken_before / rate_before,
+        "share": flops / taken / rate,
     }
-    rates = f"products at {about_before['rate'] / 1e9:.0f} and {about['rate'] / 1e9:.0f} GFLOP/s"
-    return row, f"{about['device']}, {rates}"
+    rates = " and ".join(dict.fromkeys(f"{each / 1e9:.0f}" for each in (rate_before, rate)))
+    return row, f"{about['device']}, products at {rates} GFLOP/s"
 
 
 def against(args: argparse.Namespace) -> str:

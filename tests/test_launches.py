@@ -74,7 +74,7 @@ def test_the_host_waits_where_cuda_says_so(meter, wait, waits, copies):
 def test_what_is_counted_once_for_all_is_what_all_ask_for(name, more, monkeypatch):
     settings = {**SHORT, **more, **({"guidance": Guidance(2.0)} if name == "mar_fashion" else {})}
     short = count(name, 1, "float16", **settings)
-    monkeypatch.setattr(Meter, "once", lambda _, seen, key, function, *args: function(*args))
+    monkeypatch.setattr(Meter, "once", lambda _self, _seen, _key, function, *args: function(*args))
     full = count(name, 1, "float16", **settings)
     assert short.launches == full.launches
     for key in ("launches", "synchronizations", "copies", "flops", "product_bytes", "other_bytes", "peak"):

@@ -138,7 +138,7 @@ def test_a_cpu_draws_nothing_ahead_and_a_gpu_small_noise_neither():
 
 def test_no_thread_is_left_of_a_generation_that_ends_early(monkeypatch):
     monkeypatch.setattr("disa.noise.AHEAD", 1)
-    before = threading.active_count()
+    before = set(threading.enumerate())
 
     def generate():
         ahead([1]).normal(0, 9, 9, 9)
@@ -146,10 +146,9 @@ def test_no_thread_is_left_of_a_generation_that_ends_early(monkeypatch):
 
     with pytest.raises(FloatingPointError):
         generate()
-    for thread in threading.enumerate():
-        if thread is not threading.main_thread() and thread.name.startswith("ThreadPool"):
-            thread.join(10)
-    assert threading.active_count() == before
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_noise_of_a_fake_gpu():

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -101,7 +102,7 @@ def test_the_process_answers_with_seconds_and_latents(tmp_path):
     command = [sys.executable, "-m", "benchmarks.generations", *words, "--latents", str(tmp_path / "latents.pt")]
     ended = subprocess.run(command, cwd=ROOT, input="1\n2\n", stdout=subprocess.PIPE, text=True, check=True)
     about, *answers = map(json.loads, ended.stdout.splitlines())
-    assert about["rate"] > 1e8
+    assert Path(about["disa"]).is_relative_to(ROOT)
     assert [answer["seconds"] > 0 for answer in answers] == [True, True]
     assert torch.load(tmp_path / "latents.pt").shape == (2, 16, 8, 8)
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
+from disa.acceleration import compile_report
 from disa.commands.exit import run
 from disa.commands.harmon import add_image_flags, get_generator, get_settings, load, parse, parser
 from disa.data.transforms import tile
@@ -112,6 +113,8 @@ def main() -> None:
             metadata=lambda prompt: {"prompt": generator.prompts[prompt], "image": prompt * samples, **settings},
         )
     distributed.barrier()
+    if report := compile_report():
+        distributed.print_main(report)
     distributed.print_main(f"the images of {len(entries)} prompts are in {folder}")
     distributed.shutdown()
 

@@ -287,11 +287,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             told = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
             print(f"step {training.step} of {args.steps}  {told}", flush=True)
         ended = training.step == args.steps
+        if ended or training.step % args.export_steps == 0:
+            print(export(training, images, test_images), flush=True)
         if ended or time.monotonic() - saved_at > args.save_seconds:
             training.save()
             saved_at = time.monotonic()
-        if ended or training.step % args.export_steps == 0:
-            print(export(training, images, test_images), flush=True)
 
 
 if __name__ == "__main__":

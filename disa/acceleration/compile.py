@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -60,10 +61,14 @@ def _knows(module: nn.Module) -> bool:
     return hasattr(module, "layer_idx")  # by which transformers finds a layer's cache
 
 
-def compile_report() -> str:
-    """Say how many graphs were compiled in this process, and how long that took."""
+def compile_report() -> str | None:
+    """Say how many graphs were compiled in this process, and how long that took; None if there was nothing to."""
+    if "torch._dynamo.utils" not in sys.modules:  # takes a second to import
+        return None
     from torch._dynamo.utils import calculate_time_spent, counters
 
+    if not counters["stats"]["unique_graphs"]:
+        return None
     graphs, seconds = counters["stats"]["unique_graphs"], calculate_time_spent().get("total_wall_time", 0.0)
     return f"{graphs} graphs were compiled in {seconds:.0f} s"
 

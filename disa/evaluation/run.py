@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..acceleration import compile_report
 from ..data.transforms import to_uint8
 from ..generation import images
 from ..generation.generators import Generator
@@ -102,6 +103,8 @@ def evaluate(
         images.claim_folder(kept, settings)
     references = [reference_statistics(spec, batch_size, generator.device) for spec in specs]
     work.count(extractors, save_seconds)
+    if report := compile_report():
+        distributed.print_main(report)
     return distributed.on_main(finish)
 
 
