@@ -130,8 +130,8 @@ def main() -> None:
     said = (
         f"Written by `python -m benchmarks.second_pass`: {args.conditions} tokens of the last AR step, {args.draws} "
         f"samples of each. The error is the energy distance from samples with {MANY} steps. A useful weight has a "
-        "positive rank correlation with it. The weight depends on the order of the channels of z, which has no meaning: in "
-        f"another order, {100 * stays:.0f} % of the chosen tenth stay ({100 / SHARE:.0f} % by chance)."
+        "positive rank correlation with it. The weight depends on the order of the channels of z, which has no "
+        f"meaning: in another order, {100 * stays:.0f} % of the chosen tenth stay ({100 / SHARE:.0f} % by chance)."
     )
     text = f"# GtR's second pass on mar_fashion\n\n{textwrap.fill(said, 120)}\n\n{table(rows, COLUMNS)}\n"
     args.results.mkdir(parents=True, exist_ok=True)

@@ -44,6 +44,7 @@ EXPECTED = {
     "disa/bundled/flowar_fashion.md": {"disa", "python"},
     "disa/bundled/xar_fashion.md": {"disa", "python"},
     "disa/bundled/harmon_fashion.md": {"disa", "python", "python -m"},
+    "docs/method.md": {"disa"},
     "docs/performance.md": {"python -m"},
     **{f"benchmarks/results/{path.name}": {"python -m"} for path in ROOT.glob("benchmarks/results/*.md")},
 }

@@ -1,4 +1,7 @@
-"""What makes a generation cheaper and knows no model by name: captured graphs, compiled blocks."""
+"""What makes a generation cheaper and knows no model by name.
+
+Captured graphs and compiled blocks, which change no result; caches of backbones and flow heads; calibrated schedules.
+"""
 
 from .capture import Captured
 from .choice import MODES, Acceleration
