@@ -14,17 +14,19 @@ from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
 from disa.commands.exit import run
-from disa.commands.flags import HelpFormatter, add_running_flags, value
+from disa.commands.flags import HelpFormatter, Parser, add_running_flags, value
 from disa.data.transforms import crop_to_tensor, to_signed
 from disa.runtime import distributed
-from disa.runtime.files import atomic_write
+from disa.runtime.files import atomic_write, check_folder
 from disa.runtime.start import announce, start
 from disa.training.data import class_folders
 from disa.weights.load import load_vae
 
+VAE_STRIDE = 16  # pixels per latent of KL-16
+
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=HelpFormatter)
     value(parser, "--data_path", "./data/imagenet", "ImageNet: its train folder, if any, holds one folder per class")
     value(parser, "--cached_path", "", "where the latents go, one file per image in the same folders")
     value(parser, "--img_size", 256, "pixels per side")
@@ -57,6 +59,14 @@ def main() -> None:
     args = get_parser().parse_args()
     if not args.cached_path:
         raise ValueError("--cached_path is empty; say where the latents should go")
+    for name, least in (("img_size", VAE_STRIDE), ("batch_size", 1), ("num_workers", 0)):
+        if getattr(args, name) < least or (name == "img_size" and args.img_size % VAE_STRIDE):
+            needed = (
+                f"images are {args.img_size}×{args.img_size}, and a multiple of {VAE_STRIDE} is needed"
+                if name == "img_size"
+                else f"it must be at least {least}"
+            )
+            raise ValueError(f"--{name} is {getattr(args, name)}; {needed}")
     device = start(args.device)
     cache(args, device)
     distributed.shutdown()
@@ -65,8 +75,9 @@ def main() -> None:
 @torch.no_grad()
 def cache(args: argparse.Namespace, device: torch.device) -> None:
     """Write the files that are missing; every rank does its share."""
-    vae = load_vae(args.vae_path, args.vae_embed_dim).to(device)
     root = class_folders(Path(args.data_path), "--data_path")
+    distributed.on_main(lambda: check_folder(args.cached_path, "--cached_path"))
+    vae = distributed.on_all(lambda: load_vae(args.vae_path, args.vae_embed_dim)).to(device)
     files = [
         (source, str(Path(args.cached_path) / Path(source).relative_to(root).with_suffix(".npz")))
         for source, _ in distributed.on_main(lambda: ImageFolder(str(root)).samples)

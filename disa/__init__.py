@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .guidance import Guidance
     from .models import build_model
     from .noise import ImageNoise
+    from .pipeline import Pipeline, list_models
     from .schedule import StepSchedule
     from .trace import StepTrace
     from .weights.load import load_model
@@ -18,13 +19,25 @@ _HOME = {
     "Annealing": "annealing",
     "Guidance": "guidance",
     "ImageNoise": "noise",
+    "Pipeline": "pipeline",
     "StepSchedule": "schedule",
     "StepTrace": "trace",
     "build_model": "models",
+    "list_models": "pipeline",
     "load_model": "weights.load",
 }
 __version__ = version("disa")
-__all__ = ["Annealing", "Guidance", "ImageNoise", "StepSchedule", "StepTrace", "build_model", "load_model"]
+__all__ = [
+    "Annealing",
+    "Guidance",
+    "ImageNoise",
+    "Pipeline",
+    "StepSchedule",
+    "StepTrace",
+    "build_model",
+    "list_models",
+    "load_model",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -5,6 +5,7 @@ A model's `generate` makes one `Annealing` and calls it at every AR step. The lo
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -68,11 +69,20 @@ class Annealing:
         self.counts, self.times = _plan(schedule, solver, ar_steps, times)
         self._lap = time.perf_counter()
 
-    def __call__(self, step: int, network: Network, tokens: int, channels: int) -> Tensor:
+    def __call__(
+        self,
+        step: int,
+        network: Network,
+        tokens: int,
+        channels: int,
+        positions: Tensor | None = None,
+        latents: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """Sample `tokens` tokens per image at AR step `step`.
 
         Args:
             network: the diffusion or flow network with its condition and guidance: (x [B, T, C], t) -> its prediction.
+            positions, latents: as of `StepTrace`; `latents` takes what this call returns.
 
         Returns:
             [B, tokens, channels].
@@ -83,7 +93,9 @@ class Annealing:
         before, self._lap = self._lap, time.perf_counter()
         if self.on_step is not None:
             evaluations = self.solver.evaluations(times)
-            self.on_step(StepTrace(step, tokens, self.counts[step], evaluations, self._lap - before))
+            so_far = latents and functools.partial(latents, sample)
+            took = self._lap - before
+            self.on_step(StepTrace(step, tokens, self.counts[step], evaluations, took, positions, so_far))
         return sample
 
 

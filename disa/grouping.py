@@ -53,17 +53,19 @@ class Grouping:
             return orders.gather(1, stage.argsort(dim=1, stable=True))
         return orders
 
-    def left(self, shape: tuple[int, int], ar_steps: int) -> list[int]:
+    def left(self, shape: tuple[int, int], ar_steps: int, tokens: int | None = None) -> list[int]:
         """Tokens in a grid of `shape` that each AR step leaves to later ones: at least 1 fewer each time, 0 at last.
 
-        There must be 1 to rows · columns AR steps.
+        `tokens` are to be sampled, by default all; there must be 1 to as many AR steps.
         """
-        left = length = math.prod(shape)
+        length = math.prod(shape)
+        left = length if tokens is None else tokens
+        share = left / length
         if self.tokens_per_step == "cosine":
             planned = [math.floor(length * math.cos(math.pi / 2 * (step + 1) / ar_steps)) for step in range(ar_steps)]
         else:
             planned = _stages(shape, ar_steps)
-        return [left := min(max(plan, ar_steps - 1 - step), left - 1) for step, plan in enumerate(planned)]
+        return [left := min(max(int(plan * share), ar_steps - 1 - step), left - 1) for step, plan in enumerate(planned)]
 
 
 def _stages(shape: tuple[int, int], ar_steps: int) -> list[int]:

@@ -11,6 +11,7 @@ from disa.annealing import AnnealedModel, check_finite, check_temperature
 from disa.diffusion import SOLVERS as DIFFUSION
 from disa.flow import SOLVERS as FLOW
 from disa.flow import linspace
+from disa.models.mar import Known
 from disa.solver import Solver, get_solver
 
 
@@ -227,3 +228,39 @@ def test_pixels_are_looked_at_on_any_device_and_latents_on_the_cpu_alone():
             check_finite(somewhere, "pixels")
     with pytest.raises(FloatingPointError, match="latents"):
         check_latents(torch.tensor([float("nan")]))
+
+
+@pytest.mark.parametrize("name", ["mar_fashion", "flowar_fashion", "xar_fashion"])
+def test_a_model_wants_one_seed_per_image(name):
+    model = build_model(name).eval()
+    with pytest.raises(ValueError, match="the noise has 1 seeds, and 2 images are asked for"):
+        model.generate(torch.tensor([1, 2]), noise=ImageNoise([1]), schedule=StepSchedule(2, 2))
+
+
+def test_harmon_wants_one_seed_per_image():
+    with pytest.raises(ValueError, match="the noise has 3 seeds, and 1 images are asked for"):
+        build_model("harmon_fashion").eval().generate(input_ids=torch.ones(2, 3).long(), noise=ImageNoise([1, 2, 3]))
+
+
+def test_known_tokens_are_of_the_images_shape_and_leave_some_to_sample():
+    model, latents = build_model("mar_fashion").eval(), torch.zeros(1, 16, 8, 8)
+    for where, sentence in (
+        (torch.ones(8, 8, dtype=torch.bool), "all tokens are known"),
+        (torch.zeros(4, 8, dtype=torch.bool), r"known tokens are \(4, 8\); the image has \(8, 8\)"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            model.generate(torch.tensor([1]), noise=ImageNoise([1]), known=Known(latents, where))
+    where = torch.ones(8, 8, dtype=torch.bool)
+    where[0, :3] = False
+    with pytest.raises(ValueError, match="there must be 1 to 3 AR steps"):
+        model.generate(torch.tensor([1]), noise=ImageNoise([1]), num_iter=4, known=Known(latents, where))
+
+
+def test_a_trace_says_where_the_tokens_lie_and_shows_the_latents_when_asked():
+    traces, asked = [], []
+    anneal = Annealing(StepSchedule(2, 2), DIFFUSION["DiSA"], 1, ImageNoise([1]), on_step=traces.append)
+    where = torch.tensor([[2, 5]])
+    sample = anneal(0, lambda x, _: (x, x), 2, 3, where, lambda new: asked.append(new) or new + 1)
+    assert traces[0].positions is where
+    assert not asked
+    assert torch.equal(traces[0].latents(), sample + 1)

@@ -29,6 +29,19 @@ def test_every_order_is_a_permutation_and_an_images_own(name, shape):
         assert len(orders[:, 0].unique()) > 30
 
 
+@pytest.mark.parametrize("tokens_per_step", TOKENS_PER_STEP)
+@pytest.mark.parametrize("tokens", [1, 5, 32, 63])
+def test_where_some_tokens_are_known_the_others_are_shared_out(tokens_per_step, tokens):
+    for ar_steps in {1, min(4, tokens), tokens}:
+        left = Grouping("random", tokens_per_step).left((8, 8), ar_steps, tokens)
+        taken = [before - after for before, after in itertools.pairwise([tokens, *left])]
+        assert len(left) == ar_steps
+        assert left[-1] == 0
+        assert min(taken) >= 1
+    every = Grouping("random", tokens_per_step).left((8, 8), 16)
+    assert Grouping("random", tokens_per_step).left((8, 8), 16, 64) == every
+
+
 def test_the_random_order_is_the_noises_own():
     given = ImageNoise([1, 2]).orders(64)
     assert torch.equal(Grouping().arrange(given, (8, 8)), given)

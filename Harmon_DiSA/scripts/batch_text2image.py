@@ -15,11 +15,11 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from disa.acceleration import compile_report
 from disa.commands.exit import run
-from disa.commands.harmon import add_image_flags, get_generator, get_settings, load, parse, parser
+from disa.commands.harmon import add_image_flags, check, get_generator, get_settings, load, parse, parser
 from disa.data.transforms import tile
 from disa.generation.images import generate_images, is_whole, save_image
 from disa.runtime import distributed
-from disa.runtime.files import atomic_write
+from disa.runtime.files import atomic_write, check_folder
 from disa.runtime.start import start
 
 
@@ -79,6 +79,8 @@ def main() -> None:
     args, config = parse(get_parser())
     entries, folder, samples = read_entries(Path(args.data)), Path(args.output), args.grid_size**2
     device = start(args.device)
+    distributed.on_main(lambda: check(args, config, [args.seed]))
+    distributed.on_main(lambda: check_folder(folder, "--output"))
     model = load(args, config, device)
     generator = get_generator(args, model, [entry["prompt"] for entry in entries], device)
     settings = {**get_settings(args, config, model), "grid_size": args.grid_size}

@@ -8,9 +8,10 @@ import torch
 
 from disa.commands.exit import run
 from disa.commands.flags import value
-from disa.commands.harmon import fit_image, load, parse, parser
+from disa.commands.harmon import check, load, parse, parser
 from disa.data.transforms import open_image
 from disa.generation.generators import image_shape
+from disa.pipeline import fit_image
 from disa.runtime.start import start
 
 
@@ -26,7 +27,8 @@ def main() -> None:
     args, config = parse(get_parser())
     image = open_image(args.image)
     if args.max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {args.max_new_tokens}; it must be at least 1")
+        raise ValueError(f"--max_new_tokens is {args.max_new_tokens}; it must be at least 1")
+    check(args, config)
     device = start(args.device)
     model = load(args, config, device)
     assert model.text is not None  # `load` attached it, or failed
@@ -36,7 +38,9 @@ def main() -> None:
     room = model.llm.config.max_position_embeddings - len(question)
     if room < 1:
         taken = f"the prompt and the image take {len(question)} tokens, {1 - room} too many"
-        raise ValueError(f"{taken}; shorten the prompt, or take a smaller image")
+        least = len(model.text.question("a", model.image_tokens((rows, columns))))
+        fits = least < model.llm.config.max_position_embeddings
+        raise ValueError(f"{taken}; {'shorten the prompt, or ' * fits}take a smaller image")
     pixels = fit_image(image, rows * stride, columns * stride, model.vae)
     with torch.no_grad():
         latents = model.vae.encode(pixels.to(device, model.llm.dtype))

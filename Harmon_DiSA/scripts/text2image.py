@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,11 +14,12 @@ from tqdm import tqdm
 
 from disa import StepTrace
 from disa.commands.exit import run
-from disa.commands.harmon import add_image_flags, get_generator, get_settings, load, parse, parser
+from disa.commands.harmon import add_image_flags, check, get_generator, get_settings, load, parse, parser
 from disa.data.transforms import tile, to_uint8
 from disa.generation.generators import PromptGenerator
 from disa.generation.images import save_image
 from disa.noise import NoiseSource
+from disa.runtime.files import check_folder
 from disa.runtime.start import start
 
 JPEG_ROOM = 65_000  # bytes of metadata: an EXIF segment's 64 KiB less what stands around them
@@ -31,7 +33,7 @@ def get_parser() -> argparse.ArgumentParser:
     asked.add_argument("--prompt_file", metavar="FILE", help="prompts, one per line; - is standard input")
     text = "PNG or JPEG file; with several prompts output_000.jpg, output_001.jpg, …"
     result.add_argument("--output", default="output.jpg", help=text)
-    add_image_flags(result)
+    add_image_flags(result, several_seeds=True)
     return result
 
 
@@ -39,7 +41,10 @@ def get_prompts(args: argparse.Namespace) -> list[str]:
     """The prompts that the flags give."""
     if args.prompt_file is None:
         return [args.prompt] if isinstance(args.prompt, str) else args.prompt
-    text = sys.stdin.read() if args.prompt_file == "-" else Path(args.prompt_file).read_text(encoding="utf-8")
+    try:
+        text = sys.stdin.read() if args.prompt_file == "-" else Path(args.prompt_file).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--prompt_file {args.prompt_file} cannot be read ({error})") from error
     prompts = [line.strip() for line in text.splitlines() if line.strip()]
     if not prompts:
         raise ValueError(f"--prompt_file {args.prompt_file} holds no prompt; write one per line")
@@ -99,17 +104,25 @@ def generate(generator: PromptGenerator, batch_size: int) -> Iterator[torch.Tens
 def main() -> None:
     args, config = parse(get_parser())
     prompts = get_prompts(args)
-    paths = get_paths(Path(args.output), len(prompts))
+    seeds = [args.seed] if isinstance(args.seed, int) else args.seed
+    paths = get_paths(Path(args.output), len(prompts) * len(seeds))
+    check(args, config, seeds)
+    check_folder(paths[0].parent, "--output")
     device = start(args.device)
     model = load(args, config, device)
+    args.seed = seeds[0]
     generator = get_generator(args, model, prompts, device, PromptSeededGenerator)
     settings = {**get_settings(args, config, model), "grid_size": args.grid_size, "checkpoint": args.checkpoint}
-    records = [{"prompt": prompt, **settings} for prompt in prompts]
+    records = [{"prompt": prompt, **settings, "seed": seed} for seed in seeds for prompt in prompts]
     for path, metadata in zip(paths, records, strict=True):
         check_metadata(path, metadata)
-    for path, metadata, images in zip(paths, records, generate(generator, args.batch_size), strict=True):
-        save_image(tile(images), path, metadata)
-        tqdm.write(str(path))
+    files = zip(paths, records, strict=True)
+    for seed in seeds:
+        generator.sampling = dataclasses.replace(generator.sampling, seed=seed)
+        for images in generate(generator, args.batch_size):
+            path, metadata = next(files)
+            save_image(tile(images), path, metadata)
+            tqdm.write(str(path))
 
 
 if __name__ == "__main__":

@@ -320,7 +320,7 @@ class Observed(Annealing):
         self.sample = sample
         self.times = [tuple(dict.fromkeys(t for times in visited for t in times))] * len(self.times)
 
-    def __call__(self, step: int, network: Network, tokens: int, channels: int) -> Tensor:
+    def __call__(self, step: int, network: Network, tokens: int, channels: int, *_: object, **__: object) -> Tensor:
         return self.sample(step, network, tokens, channels, self.temperature)
 
 

@@ -24,12 +24,12 @@ from ..models.harmon import Harmon
 from ..models.vae import SpaceToDepth
 from ..runtime.devices import DTYPES, resolve_dtype
 from ..runtime.extras import extra
-from ..runtime.files import atomic_write
+from ..runtime.files import atomic_write, check_folder
 from ..runtime.fingerprint import fingerprint
 from ..runtime.packed import PackedLinear
 from ..runtime.start import announce, start
 from ..tables import report
-from ..tables.measure import load_weights, prompt_generator
+from ..tables.measure import check_weights, load_weights, prompt_generator
 from ..tables.recipes import Recipe, load_tables
 from ..tables.sweep import EXAMPLES, SOLVERS, starting_point
 from .flags import add_device_flag, value
@@ -152,7 +152,8 @@ def check(args: argparse.Namespace, recipe: Recipe) -> None:
         raise ValueError(f"budget is {args.budget}; {ar_steps} AR steps take at least {ar_steps} evaluations")
     if args.out.suffix != ".json":
         raise ValueError(f"out is {args.out}; a name that ends in .json is needed")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    check_weights(recipe)
+    check_folder(args.out.parent, "--out")
 
 
 def measure(args: argparse.Namespace, generator: Generator) -> Calibration:

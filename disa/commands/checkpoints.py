@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 
 from ..runtime.devices import DTYPES
 from ..weights import fetch, load, verify
-from .flags import HelpFormatter
+from .flags import HelpFormatter, Parser
+
+SHOWN = 5  # differences of a kind
 
 
 def add_flags(parser: ArgumentParser) -> None:
@@ -50,8 +53,9 @@ def _fetch(args: Namespace) -> None:
 
 def _verify(args: Namespace) -> int:
     name, problems = verify.verify(args.path, args.manifest)
-    for problem in problems:
-        print(problem)
+    for _, alike in itertools.groupby(problems, lambda problem: problem.partition(":")[0]):
+        first = list(alike)
+        print("\n".join(first[:SHOWN]) + f"\n… and {len(first) - SHOWN} more" * (len(first) > SHOWN))
     print(f"{args.path} {'does not match' if problems else 'matches'} {name}")
     return 1 if problems else 0
 
@@ -63,7 +67,7 @@ def _export(args: Namespace) -> None:
 
 def download(description: str, files: Sequence[str]) -> None:
     """Fetch some of `files` or all, as the command line says."""
-    parser = ArgumentParser(description=description, formatter_class=HelpFormatter)
+    parser = Parser(description=description, formatter_class=HelpFormatter)
     parser.add_argument("name", nargs="*", default=files, help=f"some of {', '.join(files)}; by default all")
     parser.add_argument("--out", default="pretrained_models", help="folder")
     _fetch(parser.parse_args())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,18 +13,23 @@ from torch import nn
 
 from ..acceleration import Acceleration
 from ..generation.generators import LabelGenerator, LabelModel, Sampling
+from ..generation.images import check_counts
 from ..models import MODELS, build_model
+from ..models.mar import MAR
 from ..models.vae import VAE, SpaceToDepth
 from ..runtime import distributed
 from ..runtime.devices import DTYPES, resolve_dtype
 from ..runtime.distributed import print_main
+from ..runtime.files import check_folder
 from ..runtime.start import announce, start
+from ..solver import get_solver
+from ..tables.recipes import bundled_settings
 from ..training.checkpoint import LAST, find_checkpoint
-from ..training.data import TrainingData, cached_data, fashion_data, image_folder_data
+from ..training.data import TrainingData, cached_data, class_folders, fashion_data, image_folder_data
 from ..training.loop import train
 from ..training.optimization import TrainingSettings
-from ..weights.load import load_model, load_vae
-from .flags import Group, parser
+from ..weights.load import find_model, find_vae, load_model, load_vae
+from .flags import Group, Parser, naming_flags, parser
 
 if TYPE_CHECKING:  # evaluation needs disa[eval], training does not
     from ..evaluation.plan import MetricSpec
@@ -42,7 +47,7 @@ class Family:
         sampling: the parsed flags -> the settings of a generation.
         model_flags: flag -> argument of the model, of what shapes the model.
         training_flags: the same, of what matters in training alone.
-        bundled_defaults: defaults of flags for the models that come with the package, besides those of `model_flags`.
+        fixed: the flag of the count of flow steps at every AR step; none where there is an upper and a lower one.
     """
 
     name: str
@@ -51,9 +56,9 @@ class Family:
     sampling: Callable[[Namespace], Sampling]
     model_flags: Mapping[str, str]
     training_flags: Mapping[str, str]
-    bundled_defaults: Mapping[str, object] = field(default_factory=dict)
+    fixed: str = ""
 
-    def get_parser(self) -> ArgumentParser:
+    def get_parser(self) -> Parser:
         prefix, description = f"{self.name.lower()}_", f"{self.description} See README.md in this folder."
         models = [name for name in MODELS if name.startswith(prefix)]
         result = parser(description, f"{prefix}large", models, patches="patch_size" in self.model_flags)
@@ -61,14 +66,25 @@ class Family:
         return result
 
     def parse(self, argv: Sequence[str] | None = None) -> Namespace:
-        """Parse flags; a bundled model brings defaults of its own."""
-        result, first = self.get_parser(), ArgumentParser(add_help=False)
-        first.add_argument("--model", default=result.get_default("model"))
-        spec = MODELS.get(first.parse_known_args(argv)[0].model)
-        if spec and spec.bundled:
+        """Parse flags; a model brings the sizes of its name, and a bundled one its recipe, as defaults."""
+        result, first = self.get_parser(), Parser(add_help=False)
+        for flag in ("model", "output_dir"):
+            first.add_argument(f"--{flag}", default=result.get_default(flag))
+        early, _ = first.parse_known_args(argv)
+        result.set_defaults(log_dir=early.output_dir)
+        if spec := MODELS.get(early.model):
             own = {flag: spec.arguments[name] for flag, name in self.model_flags.items() if name in spec.arguments}
-            result.set_defaults(**own, vae_path="", data_path="", num_workers=0, **self.bundled_defaults)
+            result.set_defaults(**own)
+            if spec.bundled and early.model.startswith(f"{self.name.lower()}_"):
+                result.set_defaults(vae_path="", data_path="", num_workers=0, **self.recipe(early.model))
         return result.parse_args(argv)
+
+    def recipe(self, model: str) -> dict[str, Any]:  # Any: of several types
+        """Return the settings of a bundled model's recipe, under this command's flags."""
+        settings = bundled_settings(model)["full" if self.fixed else "disa"].to_dict()
+        if self.fixed:
+            settings[self.fixed] = settings["flow_upper_steps"]
+        return {flag: settings[flag] for flag in vars(self.get_parser().parse_args([])) if flag in settings}
 
     def arguments(self, args: Namespace, *, training: bool = False) -> dict[str, Any]:  # Any: of several types
         """Return the arguments of the model that the flags give."""
@@ -78,14 +94,21 @@ class Family:
     def main(self, argv: Sequence[str] | None = None) -> None:
         """Evaluate or train, as the flags say."""
         args = self.parse(argv)
-        device = start(args.device)
-        args.dtype = resolve_dtype(args.dtype, device, MODELS[args.model].half)
-        (run_evaluation if args.evaluate else run_training)(args, self, device)
+        own = {argument: flag for flag, argument in {**self.model_flags, **self.training_flags}.items()}
+        if args.evaluate:
+            own["batch_size"] = "eval_bsz"
+        with naming_flags(args, own):
+            device = start(args.device)
+            args.dtype = resolve_dtype(args.dtype, device, MODELS[args.model].half)
+            (run_evaluation if args.evaluate else run_training)(args, self, device)
         distributed.shutdown()
 
 
 def run_evaluation(args: Namespace, family: Family, device: torch.device) -> None:
     """Generate images with the weights of a checkpoint, and measure them."""
+    from ..evaluation.run import check_evaluation
+
+    distributed.on_main(lambda: check_evaluation_flags(args, family))
     specs, left_out = get_specs(args)
     if left_out and not specs and not args.keep_images:
         advice = "mend that, or give --keep_images, or --metrics none for times and samples alone"
@@ -94,9 +117,13 @@ def run_evaluation(args: Namespace, family: Family, device: torch.device) -> Non
         print_main(f"note: {sentence}")
     acceleration = Acceleration(args.compile, args.graphs)
     acceleration.check(device)
+    check_evaluation(specs, args.num_images, args.eval_bsz, False)
     dtype, name = DTYPES[args.dtype], family.sampling(args).name()
-    model = load_model(args.model, args.resume or None, **family.arguments(args)).to(device, dtype)
-    vae = get_vae(args).to(device, dtype)
+    name = f"{args.model}-{name}-{args.num_images}images"
+    model, vae = distributed.on_all(
+        lambda: (load_model(args.model, args.resume or None, **family.arguments(args)), get_vae(args))
+    )
+    model, vae = model.to(device, dtype), vae.to(device, dtype)
     if rest := args.num_images % args.class_num:
         uneven = f"{args.num_images} images are not a multiple of {args.class_num} classes"
         print_main(f"note: {uneven}; the first {rest} get one more")
@@ -109,15 +136,48 @@ def run_evaluation(args: Namespace, family: Family, device: torch.device) -> Non
     print_main(f"everything is in {folder}: results.json, samples.png{', images' if args.keep_images else ''}")
 
 
+def check_evaluation_flags(args: Namespace, family: Family) -> None:
+    """Refuse flags that are impossible, files that are not there, and folders that cannot be written to.
+
+    Raises:
+        ValueError, FileNotFoundError: naming one.
+    """
+    check_counts(args.num_images, args.eval_bsz)
+    check_sampling(args, family)
+    find_model(args.model, args.resume or None)
+    if not MODELS[args.model].bundled:
+        find_vae(args.vae_path)
+    for flag in ("output_dir", "log_dir"):
+        check_folder(getattr(args, flag), f"--{flag}")
+
+
+def check_sampling(args: Namespace, family: Family) -> None:
+    """Refuse settings of a generation that the model cannot take; no weights are needed."""
+    sampling = family.sampling(args)
+    with torch.device("meta"):
+        model = build_model(args.model, **family.arguments(args))
+    get_solver(model.solvers, sampling.sampler)
+    model.nfe(sampling.schedule, sampling.sampler, sampling.num_iter)
+    if isinstance(model, MAR) and sampling.num_iter is not None and sampling.num_iter > (tokens := model.grid**2):
+        needed = f"there must be 1 to {tokens} AR steps, for there are {tokens} tokens"
+        raise ValueError(f"num_iter is {sampling.num_iter}; {needed}")
+
+
 def run_training(args: Namespace, family: Family, device: torch.device) -> None:
     """Train, from scratch or from where an earlier run stopped."""
-    specs, settings = get_specs(args)[0] if args.online_eval else [], settings_from_flags(args)
+    settings, output = settings_from_flags(args), Path(args.output_dir)
+    resume = find_checkpoint(args.resume) if args.resume else None
     if args.online_eval:
+        check_counts(args.num_images, args.eval_bsz)
+        check_sampling(args, family)
         family.sampling(args).schedule.check(weights="those in training")
+    for flag in ("output_dir", "log_dir"):
+        distributed.on_main(lambda flag=flag: check_folder(getattr(args, flag), f"--{flag}"))  # type: ignore[misc]
+    specs = get_specs(args)[0] if args.online_eval else []
+    args.arguments = family.arguments(args)  # for `Pipeline.from_pretrained`, in the checkpoint
     torch.manual_seed(args.seed)
     model = build_model(args.model, **family.arguments(args, training=True))
-    resume = find_checkpoint(args.resume) if args.resume else None
-    output, data = Path(args.output_dir), get_data(args, device)
+    data = get_data(args, device)
     vae = get_vae(args).to(device) if args.online_eval else None
 
     def online(averaged: nn.Module, epoch: int) -> dict[str, float]:
@@ -127,6 +187,7 @@ def run_training(args: Namespace, family: Family, device: torch.device) -> None:
         results = _evaluate(args, family, averaged, vae, specs, folder, autocast=autocast)
         return {f"{one.extractor}/{name}": score for one in results.metrics for name, score in one.numbers().items()}
 
+    print_main(f"training {args.model} for {args.epochs} epochs, into {output}; --evaluate would generate and measure")
     print_main(f"{sum(one.numel() for one in model.parameters()):,} parameters, {len(data.dataset):,} images")
     train(
         model,
@@ -166,6 +227,7 @@ def _evaluate(
         num_images=args.num_images,
         batch_size=args.eval_bsz,
         keep_images=args.keep_images,
+        exclusive=log is not None,
         log=log,
     )
 
@@ -193,6 +255,10 @@ def get_data(args: Namespace, device: torch.device) -> TrainingData:
         FileNotFoundError: it is not there.
     """
     if not args.use_cached:
+        if not (MODELS[args.model].bundled or args.data_path):
+            raise ValueError("--data_path is empty; give a folder that holds one folder per class")
+        if not MODELS[args.model].bundled:
+            distributed.on_main(lambda: class_folders(Path(args.data_path), "--data_path"))  # before weights are loaded
         vae = get_vae(args).to(device)
         if isinstance(vae, SpaceToDepth):
             return fashion_data(vae, args.data_path or None)

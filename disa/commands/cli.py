@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Collection, Sequence
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import NoReturn
 
 from .exit import run
-from .flags import HelpFormatter
+from .flags import HelpFormatter, Parser, naming_flags
 
 # Each is a module beside this one, with `add_flags(parser)` and `main(args)`; torch is imported in these, not here.
 COMMANDS = {
@@ -22,10 +21,11 @@ COMMANDS = {
 }
 
 
-def get_parser(chosen: Collection[str] = COMMANDS) -> argparse.ArgumentParser:
+def get_parser(chosen: Collection[str] = COMMANDS) -> Parser:
     """Build a parser that knows the flags of the `chosen` commands."""
     text = "Diffusion step annealing: weights, and what the package can do by itself."
-    parser = argparse.ArgumentParser(prog="disa", description=text)
+    parser = Parser(prog="disa", description=text)
+    parser.add_argument("--version", action="version", version=f"disa {metadata.version('disa')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, formatter_class=HelpFormatter)
@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     """Run one command; return its exit code."""
     words = sys.argv[1:] if argv is None else argv
     args = get_parser(words[:1]).parse_args(words)
-    return args.main(args)
+    with naming_flags(args):
+        return args.main(args)
 
 
 def entry() -> NoReturn:

@@ -10,10 +10,11 @@ from tqdm import tqdm
 
 from ..annealing import AnnealedModel
 from ..runtime.extras import extra
+from ..runtime.files import check_folder
 from ..runtime.packed import PackedLinear
 from ..runtime.start import start
 from ..tables.evidence import Evidence, write_evidence
-from ..tables.measure import load_weights
+from ..tables.measure import check_weights, load_weights
 from .calibrate import add_settings, get_recipe, make_generator
 from .flags import add_device_flag, value
 
@@ -40,6 +41,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     check(args)
     recipe = get_recipe(args, args.images)
+    check_weights(recipe)
     device = start(args.device)
     generator = make_generator(load_weights(recipe), recipe, device)
     model, sampling, ar_steps = generator.model, recipe.sampling, len(generator.nfe_per_step)
@@ -67,4 +69,4 @@ def check(args: argparse.Namespace) -> None:
     for name, least in (("images", 2), ("draws", 2), ("diffusion_steps", 2), ("batch_size", 1)):
         if getattr(args, name) < least:
             raise ValueError(f"{name} is {getattr(args, name)}; it must be at least {least}")
-    args.out.mkdir(parents=True, exist_ok=True)
+    check_folder(args.out, "--out")

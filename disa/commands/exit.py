@@ -12,22 +12,24 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     """End the process with the exit code that `main` returns.
 
     What a user can mend ends in one sentence on stderr and exit code 2, an interruption in exit code 130. Anything else
-    is a defect, and keeps its traceback.
+    is a defect, and keeps its traceback. What all ranks know is printed by rank 0 alone.
     """
     try:
         sys.exit(main())
     except KeyboardInterrupt as stop:
-        print(f"\n{str(stop) or 'interrupted'}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"\n{str(stop) or 'interrupted'}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # whoever reads, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
-        from ..runtime.distributed import USER_ERRORS  # imports torch, which a command that ends well may not need
+        from ..runtime.distributed import USER_ERRORS, is_main  # torch, which a command that ends well may not need
 
         if not isinstance(error, USER_ERRORS):
             raise
-        print(f"error: {_sentence(error)}", file=sys.stderr)
+        if is_main() or not getattr(error, "shared", False):
+            print(f"error: {_sentence(error)}", file=sys.stderr)
         sys.exit(2)
 
 

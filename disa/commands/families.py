@@ -83,7 +83,6 @@ MAR = Family(
     _mar_sampling,
     model_flags={**_LATENTS, **_MAR_SHAPE, **_HEAD},
     training_flags=_DROPOUT | {name: name for name in ("mask_ratio_min", "diffusion_batch_mul", "grad_checkpointing")},
-    bundled_defaults={"diff_sampler": "DiSA"},
 )
 
 
@@ -129,12 +128,14 @@ FLOWAR = Family(
     lambda args: _flowar_sampling(args, _fixed(args, args.num_step)),
     model_flags={**_LATENTS, "scales": "scales", "class_num": "num_classes", **_HEAD},
     training_flags={**_DROPOUT, "use_checkpoint": "grad_checkpointing"},
+    fixed="num_step",
 )
 FLOWAR_EVAL = dataclasses.replace(
     FLOWAR,
     description="Evaluate FlowAR, with and without diffusion step annealing.",
     add_flags=_add_flowar_eval_flags,
     sampling=lambda args: _flowar_sampling(args, _annealed(args, "flow")),
+    fixed="",
 )
 
 
@@ -148,7 +149,7 @@ def _add_xar_flags(group: Group) -> None:
 
 def _add_xar_training_flags(group: Group) -> None:
     _add_xar_flags(group)
-    value(group, "--num_sampling_steps", "100", "flow steps at every cell")
+    group.add_argument("--num_sampling_steps", default="100", type=int, help="flow steps at every cell")
     value(group, "--grad_clip", 1.0, _CLIP)
     value(group, "--num_iter", 64, "without effect: the cells are the AR steps")
     group.set_defaults(cfg_schedule="cosine", min_lr=1e-5)
@@ -171,13 +172,15 @@ XAR = Family(
     "xAR",
     "Train xAR, or evaluate it with a fixed number of flow steps.",
     _add_xar_training_flags,
-    lambda args: _xar_sampling(args, _fixed(args, int(args.num_sampling_steps))),
+    lambda args: _xar_sampling(args, _fixed(args, args.num_sampling_steps)),
     model_flags={**_LATENTS, "cells_per_side": "cells_per_side", "class_num": "num_classes"},
     training_flags=_DROPOUT,
+    fixed="num_sampling_steps",
 )
 XAR_EVAL = dataclasses.replace(
     XAR,
     description="Evaluate xAR, with and without diffusion step annealing.",
     add_flags=_add_xar_eval_flags,
     sampling=lambda args: _xar_sampling(args, _annealed(args, "flow")),
+    fixed="",
 )

@@ -3,9 +3,76 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NoReturn
+
+from ..runtime.names import did_you_mean
 
 Group = argparse._ActionsContainer  # a parser, or a group of its flags
+
+# A setting as the library calls it -> the flags that give it, of which a command has one.
+_FLAGS = {
+    "scale": ("cfg",),
+    "schedule": ("cfg_schedule",),
+    "max_time": ("guidance",),
+    "min_time": ("guidance_min_time",),
+    "skip_below": ("skip_guidance_below",),
+    "upper": ("diff_upper_steps", "flow_upper_steps", "upper_steps"),
+    "lower": ("diff_lower_steps", "flow_lower_steps", "lower_steps", "num_step", "num_sampling_steps"),
+    "strategy": ("diff_annealing_strategy", "flow_annealing_strategy", "annealing_strategy"),
+    "sampler": ("diff_sampler", "flow_sampler", "sampler"),
+    "num_images": ("num_images", "images"),
+    "save_epochs": ("save_last_freq",),
+    "eval_epochs": ("eval_freq",),
+    **{name: (f"cache_{name}",) for name in ("tokens", "conditions", "first")},
+    **{name: (f"feature_{name}",) for name in ("every", "order", "fresh")},
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one sentence, printed on rank 0, with what comes closest to a wrong name."""
+
+    def error(self, message: str) -> NoReturn:
+        words = message.removeprefix("unrecognized arguments: ").split() if "unrecognized" in message else []
+        message += "".join(
+            did_you_mean(word.partition("=")[0], self._flags()) for word in words if word.startswith("--")
+        )
+        self.exit(2, f"error: {message} ({self.prog} --help)\n" if os.environ.get("RANK", "0") == "0" else None)
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        if action.choices is not None and value not in action.choices:
+            allowed = list(map(str, action.choices))
+            listed = f"allowed are {', '.join(allowed)}"
+            raise argparse.ArgumentError(
+                action, f"{str(value)!r} is unknown{did_you_mean(str(value), allowed)}; {listed}"
+            )
+
+    def _flags(self) -> Iterator[str]:
+        """Yield the flags of this parser and of its commands."""
+        for action in self._actions:
+            yield from action.option_strings
+            for command in (action.choices or {}).values() if isinstance(action, argparse._SubParsersAction) else ():
+                yield from command._flags()
+
+
+@contextlib.contextmanager
+def naming_flags(args: argparse.Namespace, own: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Name the flag in a ValueError that begins with a setting; `own`, flags by their settings, come before others."""
+    try:
+        yield
+    except ValueError as error:
+        message = str(error)
+        if (found := re.match(r"(?:[A-Z]\w*\.)?(\w+) is ", message)) is None:
+            raise
+        setting, said = found[1], message[found.start(1) :]
+        given = [*([own[setting]] if own and setting in own else []), *_FLAGS.get(setting, ()), setting]
+        flag = next((name for name in given if hasattr(args, name)), None)
+        if flag is None:
+            raise
+        raise ValueError(f"--{said}" if flag == setting else f"--{flag}: {said}") from error
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -25,9 +92,9 @@ def switch(group: Group, flag: str, text: str) -> None:
     group.add_argument(flag, action="store_true", help=text)
 
 
-def parser(description: str, model: str, models: Sequence[str], *, patches: bool) -> argparse.ArgumentParser:
+def parser(description: str, model: str, models: Sequence[str], *, patches: bool) -> Parser:
     """Build a parser with the flags of every command on class labels; `patches` lets a token hold several latents."""
-    result = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
+    result = Parser(description=description, formatter_class=HelpFormatter)
     group = result.add_argument_group("model")
     group.add_argument("--model", default=model, choices=models, metavar="NAME", help=f"one of {', '.join(models)}")
     text = (
@@ -79,7 +146,7 @@ def parser(description: str, model: str, models: Sequence[str], *, patches: bool
 
     group = result.add_argument_group("output")
     value(group, "--output_dir", "./output_dir", "where results and checkpoints go")
-    value(group, "--log_dir", "./output_dir", "where TensorBoard's log goes")
+    value(group, "--log_dir", "./output_dir", "where TensorBoard's log goes; follows --output_dir")
     add_speed_flags(group, "; in training, of the autocast forward pass")
     add_running_flags(result, seed=1)
     return result

@@ -8,35 +8,42 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
-from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor
 
 from ..acceleration import Acceleration
 from ..acceleration.caching import Caching
+from ..data.captions import unknown_words
 from ..data.text import UNCONDITIONAL_PROMPT, TextTokenizer
-from ..data.transforms import pad_and_resize, to_signed
-from ..generation.generators import OPTIONAL, PromptGenerator, Sampling, choose_attention, image_shape
+from ..generation.generators import (
+    OPTIONAL,
+    PromptGenerator,
+    Sampling,
+    check_ar_steps,
+    choose_attention,
+    image_shape,
+)
 from ..grouping import Grouping
 from ..guidance import Guidance
-from ..models import MODELS
+from ..models import MODELS, build_model
 from ..models.harmon import Harmon
-from ..models.vae import VAE, SpaceToDepth
+from ..models.vae import SpaceToDepth
 from ..runtime import distributed
 from ..runtime.configs import Config, read_config
 from ..runtime.devices import DTYPES, resolve_dtype
 from ..runtime.fingerprint import fingerprint
 from ..runtime.start import announce
 from ..schedule import StepSchedule
-from ..weights.load import load_model
+from ..solver import get_solver
+from ..weights.load import find_model, find_vae, load_model
 from .flags import (
     HelpFormatter,
+    Parser,
     add_cache_flags,
     add_device_flag,
     add_grouping_flags,
     add_guidance_flags,
     add_speed_flags,
     add_step_schedule_flag,
+    naming_flags,
     value,
 )
 
@@ -69,9 +76,9 @@ def _pixels(text: str) -> int | str:
     return int(text.lower().split("x")[0]) if len(sides) == 1 and next(iter(sides)).isdecimal() else text
 
 
-def parser(description: str) -> ArgumentParser:
+def parser(description: str) -> Parser:
     """Build a parser with the flags of every command."""
-    result = ArgumentParser(description=description, formatter_class=HelpFormatter)
+    result = Parser(description=description, formatter_class=HelpFormatter)
     result.add_argument("config", help="a file of configs/models/")
     group = result.add_argument_group("model")
     group.add_argument("--checkpoint", help="file or folder of weights; none for a model that comes with the package")
@@ -83,7 +90,7 @@ def parser(description: str) -> ArgumentParser:
     return result
 
 
-def add_image_flags(parser: ArgumentParser) -> None:
+def add_image_flags(parser: ArgumentParser, *, several_seeds: bool = False) -> None:
     """Add the flags of text to image."""
     group = parser.add_argument_group("text to image")
     value(group, "--grid_size", 2, "side of the square of images that each prompt gets")
@@ -92,7 +99,8 @@ def add_image_flags(parser: ArgumentParser) -> None:
     value(group, "--cfg_schedule", "constant", "constant, or linear (from 1 to cfg)")
     value(group, "--guidance", 1.0, "diffusion time above which guidance is off (1 is noise, 0 is data)")
     add_guidance_flags(group)
-    value(group, "--cfg_prompt", UNCONDITIONAL_PROMPT, "prompt that guidance leads away from")
+    text = "prompt that guidance leads away from"
+    group.add_argument("--cfg_prompt", "--negative_prompt", default=UNCONDITIONAL_PROMPT, help=text)
     value(group, "--temperature", 1.0, "factor on the noise of diffusion steps")
     value(group, "--num_iter", 64, "AR steps")
     add_grouping_flags(group)
@@ -102,7 +110,8 @@ def add_image_flags(parser: ArgumentParser) -> None:
     group.add_argument("--lower_steps", type=int, help="diffusion steps at the last AR step; by default the config's")
     add_step_schedule_flag(group)
     group.add_argument("--annealing_strategy", help="linear, cosine, two-stage, constant or even; else the config's")
-    value(group, "--seed", 1, "with an image's number it gives the image")
+    text = "with an image's number it gives the image" + "; each of several gets a file" * several_seeds
+    group.add_argument("--seed", default=1, type=int, nargs="+" if several_seeds else None, help=text)
 
 
 def parse(parser: ArgumentParser, argv: Sequence[str] | None = None) -> tuple[Namespace, Config]:
@@ -112,6 +121,31 @@ def parse(parser: ArgumentParser, argv: Sequence[str] | None = None) -> tuple[Na
     steps = (config["sampler"], schedule["upper"], schedule["lower"], schedule["strategy"])
     parser.set_defaults(**dict(zip(_STEPS, steps, strict=True)), **config["defaults"])
     return parser.parse_args(argv), config
+
+
+def check(args: Namespace, config: Config, seeds: Sequence[int] = ()) -> None:
+    """Refuse files that are not there and flags that are impossible, with each of `seeds` if images are generated.
+
+    Raises:
+        FileNotFoundError, ValueError: naming one.
+    """
+    with naming_flags(args):
+        if config["model"] in MODELS:
+            find_model(config["model"], args.checkpoint)
+        if args.vae_path:
+            find_vae(args.vae_path)
+        with torch.device("meta"):
+            model = build_model(config["model"])
+        if not isinstance(model, Harmon):
+            raise ValueError(f"{config['model']} takes no prompts; the model of {args.config} must be one of Harmon's")
+        rows, columns = image_shape(args.image_size, model.vae.stride)
+        for seed in seeds:
+            for name in ("grid_size", "batch_size"):
+                if getattr(args, name) < 1:
+                    raise ValueError(f"{name} is {getattr(args, name)}; it must be at least 1")
+            sampling = make_sampling(args, seed)
+            get_solver(model.solvers, sampling.sampler)
+            check_ar_steps(model, sampling, rows * columns)
 
 
 def load(args: Namespace, config: Config, device: torch.device) -> Harmon:
@@ -124,8 +158,7 @@ def load(args: Namespace, config: Config, device: torch.device) -> Harmon:
     text = TextTokenizer.load(config["text_tokenizer"]) if config["text_tokenizer"] else None
     args.dtype = resolve_dtype(args.dtype, device, MODELS[config["model"]].half)
     model = load_model(config["model"], args.checkpoint, vae=args.vae_path).to(device, DTYPES[args.dtype])
-    if not isinstance(model, Harmon):
-        raise ValueError(f"{config['model']} takes no prompts; the model of {args.config} must be one of Harmon's")
+    assert isinstance(model, Harmon)  # or `check` refused it
     model.text = text or model.text
     choose_attention(model.llm, device)
     announce(device, args.dtype)
@@ -144,27 +177,34 @@ def get_generator(
     Raises:
         ValueError: a flag or a prompt is impossible.
     """
-    for name in ("grid_size", "batch_size"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"{name} is {getattr(args, name)}; it must be at least 1")
-    guidance = Guidance(args.cfg, args.cfg_schedule, args.guidance, args.guidance_min_time, args.skip_guidance_below)
-    settings = args.sampler, guidance, args.temperature, args.seed
-    grouping = Grouping(args.token_order, args.tokens_per_step)
-    caching = Caching(args.cache_tokens, args.cache_conditions, args.cache_first)
     generator = kind(
         model,
         prompts,
-        Sampling(args.num_iter, _schedule(args), *settings, grouping, caching=caching),
+        make_sampling(args, args.seed),
         device,
         image_shape=image_shape(args.image_size, model.vae.stride),
         images_per_prompt=args.grid_size**2,
         cfg_prompt=args.cfg_prompt,
     )
+    if isinstance(model.vae, SpaceToDepth) and (words := unknown_words(" ".join(prompts))):
+        said = (
+            f"the model has learned no {', '.join(dict.fromkeys(words))}; it knows captions like 'a dark narrow dress'"
+        )
+        print(f"note: {said}", file=sys.stderr)
     images = -(-len(prompts) * generator.images_per_prompt // distributed.world_size())
     acceleration = Acceleration(args.compile, args.graphs)
     for sentence in acceleration.apply(model, model.vae, device=device, batch_size=args.batch_size, images=images):
         print(sentence, file=sys.stderr)
     return generator
+
+
+def make_sampling(args: Namespace, seed: int) -> Sampling:
+    """Make the settings of a generation that the flags give; ValueError if one is impossible."""
+    guidance = Guidance(args.cfg, args.cfg_schedule, args.guidance, args.guidance_min_time, args.skip_guidance_below)
+    settings = args.sampler, guidance, args.temperature, seed
+    grouping = Grouping(args.token_order, args.tokens_per_step)
+    caching = Caching(args.cache_tokens, args.cache_conditions, args.cache_first)
+    return Sampling(args.num_iter, _schedule(args), *settings, grouping, caching=caching)
 
 
 def get_settings(args: Namespace, config: Config, model: Harmon) -> dict[str, object]:
@@ -183,18 +223,3 @@ def _schedule(args: Namespace) -> StepSchedule:
     if args.step_schedule:
         return StepSchedule.load(args.step_schedule)
     return StepSchedule(args.upper_steps, args.lower_steps, args.annealing_strategy)
-
-
-def fit_image(image: Image.Image, height: int, width: int, vae: VAE) -> Tensor:
-    """Fit an RGB image for `vae` as the model saw images in training: [1, 1 or 3, H, W] in [-1, 1].
-
-    It is padded with grey to the shape of height × width, then resized. The small grey models saw images of 28×28 with
-    black around: theirs are shrunk where they are too large, never enlarged, and put in the middle of black.
-    """
-    if isinstance(vae, SpaceToDepth):
-        small, fitted = image.convert("L"), Image.new("L", (width, height))
-        small.thumbnail((width, height), Image.Resampling.BICUBIC)
-        fitted.paste(small, ((width - small.width) // 2, (height - small.height) // 2))
-    else:
-        fitted = pad_and_resize(image, height, width)
-    return to_signed(pil_to_tensor(fitted))[None]

@@ -9,7 +9,7 @@ from ..data.fashion import fashion_mnist
 from ..evaluation.extractors import missing
 from ..evaluation.metrics import image_statistics
 from ..runtime import distributed
-from ..runtime.files import image_files
+from ..runtime.files import check_folder, image_files
 from ..runtime.start import start
 from .flags import add_device_flag, switch, value
 
@@ -42,7 +42,7 @@ def main(args: Namespace) -> None:
         raise ValueError("--image_size is for a folder of images; Fashion-MNIST's are 32×32")
     images = fashion_mnist(False)[0] if args.data == FASHION else image_files(args.data)
     device = start(args.device)
-    distributed.on_main(lambda: args.out.parent.mkdir(parents=True, exist_ok=True))  # better refused before the work
+    distributed.on_main(lambda: check_folder(args.out.parent, "--out"))  # better refused before the work
     if problem := distributed.on_main(lambda: missing(args.features)):  # may download, which one rank shall do
         raise FileNotFoundError(f"--features {args.features}: {problem}")
     found = image_statistics(

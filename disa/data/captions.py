@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -19,6 +20,7 @@ QUESTIONS = (
     "What is in the picture?",
     "Name the garment.",
 )
+LIGHTS, WIDTHS = ("dark", "bright"), ("narrow", "wide")
 FRAMES = ("{}", "a {}", "a photo of a {}", "a picture of a {}", "a grey photo of a {} on a black ground")
 
 
@@ -40,6 +42,12 @@ def attributes(images: Tensor) -> list[list[str]]:
         + (["narrow"] if columns < NARROW else ["wide"] if columns > WIDE else [])
         for light, columns in zip(brightness(images).tolist(), width(images).tolist(), strict=True)
     ]
+
+
+def unknown_words(prompt: str) -> list[str]:
+    """List the words of `prompt` that no caption has."""
+    known = {"an", *LIGHTS, *WIDTHS, *" ".join((*FRAMES, *FASHION_CLASSES)).split()}
+    return [word for word in re.findall(r"[\w-]+", prompt.lower()) if word not in known]
 
 
 def describe(label: int, said: Sequence[str], frame: str) -> str:

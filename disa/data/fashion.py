@@ -20,9 +20,9 @@ FASHION_CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", 
 def fashion_mnist(train: bool, root: str | Path | None = None) -> tuple[Tensor, Tensor]:
     """Load images, padded from 28×28: uint8 [N, 32, 32], and labels, int64 [N] (Xiao et al. 2017, MIT licence).
 
-    `train` chooses the 60,000 training images over the 10,000 test images. `root` holds the four IDX files, or is where
-    torchvision may download to; by default Debian's. Raises FileNotFoundError if the files are in none of these places
-    and cannot be downloaded, ValueError if one is damaged.
+    `train` chooses the 60,000 training images over the 10,000 test images. `root` holds the four IDX files, or is empty
+    and where torchvision may download to; by default Debian's. Raises FileNotFoundError if the files are in none of
+    these places and cannot be downloaded, ValueError if one is damaged or `root` holds something else.
     """
     stem = "train" if train else "t10k"
     folder = DEBIAN_FASHION_MNIST if root is None else Path(root)
@@ -30,6 +30,9 @@ def fashion_mnist(train: bool, root: str | Path | None = None) -> tuple[Tensor, 
         images, labels = (_find_idx(place, f"{stem}-{kind}") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
         if images and labels:
             return F.pad(_read_idx(images), (2, 2, 2, 2)), _read_idx(labels).long()
+    if root is not None and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        problem = f"{folder} holds no {stem}-images-idx3-ubyte; Fashion-MNIST is read from its four files"
+        raise ValueError(f"{problem}, and downloaded into empty folders alone")
     return _download(train, Path("data") if root is None else folder)
 
 

@@ -64,10 +64,10 @@ def plan_metrics(
     An unknown name, or a metric that lacks what it needs, raises a ValueError; an extractor or reference that was asked
     for and is not on this machine raises a FileNotFoundError.
     """
+    check_flags(metrics, features, reference, extractors)
     if metrics == "none":
         return [], []
     asked = None if metrics == "auto" else tuple(dict.fromkeys(metrics.split(",")))
-    _check_flags(asked or (), reference)
     automatic = ("efficientnet-lite0", "fashion-classifier") if bundled else ("inception",)
     names = automatic if features == "auto" else tuple(dict.fromkeys(features.split(",")))
     specs, left_out = list[MetricSpec](), list[str]()
@@ -95,10 +95,14 @@ def plan_metrics(
     return specs, left_out
 
 
-def _check_flags(asked: Sequence[str], place: str) -> None:
-    for metric in asked:
-        if metric not in METRICS:
+def check_flags(metrics: str, features: str, place: str, extractors: Mapping[str, Extractor] = EXTRACTORS) -> None:
+    """Refuse unknown names with a ValueError, and a reference that is not there with a FileNotFoundError."""
+    for metric in metrics.split(","):
+        if metric not in METRICS and metrics not in ("auto", "none"):
             raise ValueError(f"--metrics has {metric!r}; allowed are {', '.join(METRICS)}, auto and none")
+    for name in features.split(","):
+        if name not in extractors and features != "auto":
+            raise ValueError(f"--features are {name!r}; allowed are {', '.join(extractors)} and auto")
     if place != "auto" and not Path(place).exists():
         raise FileNotFoundError(f"there is no --reference {place}; a statistics file or a folder of images is needed")
 

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
@@ -25,8 +25,10 @@ from ..generation.generators import Generator
 from ..runtime import distributed
 from ..runtime.devices import describe_device
 from ..runtime.extras import extra
-from ..runtime.files import atomic_write
+from ..runtime.files import atomic_write, sha256
 from ..runtime.fingerprint import fingerprint
+from ..runtime.stop import stop_requests
+from ..trace import StepTrace
 from .accumulator import Accumulator, Partial
 from .extractors import EXTRACTORS, Extractor, feature_extractor
 from .metrics import Statistics, Sums, add, check_metrics, frechet_interval, metric_sums, read_images, scores
@@ -52,6 +54,7 @@ def evaluate(
     batch_size: int,
     keep_images: bool = False,
     intervals: bool = False,
+    exclusive: bool = False,
     log: Path | None = None,
     save_seconds: float = 120.0,
     extractors: Mapping[str, Extractor] = EXTRACTORS,
@@ -59,14 +62,17 @@ def evaluate(
     """Generate images, measure them, and write `results.json`, `samples.png` and TensorBoard scalars.
 
     Every rank calls this. An evaluation that was killed goes on from what it last saved, on any number of ranks.
-    An impossible count, or a folder of images that were made with other settings, raises a ValueError.
+    An impossible count, or a folder of images that were made with other settings, raises a ValueError. Other results
+    in `folder` are kept, as results-<digest>.json. A request to stop (SIGINT,
+    SIGTERM) saves what is counted, and raises a KeyboardInterrupt that says how to go on.
 
     Args:
         specs: what to measure, see `plan_metrics`.
         settings: what an image depends on besides its id, the sampling and the weights.
-        batch_size: images at a time per rank.
+        batch_size: images at a time per rank; at most its share of them.
         keep_images: write the images to `folder`/images; those that are there are not generated again.
         intervals: give each Fréchet distance a 95 % interval, which takes every image's features in memory and on disk.
+        exclusive: results of other settings in `folder` raise a ValueError.
         log: folder of the TensorBoard log.
         save_seconds: how often each rank saves its sums.
     """
@@ -79,10 +85,13 @@ def evaluate(
     # What is counted does not depend on what it will be compared with.
     counted = {**asked, "measures": [{**measure, "reference": None, "digest": None} for measure in measures]}
     accumulator = Accumulator(folder, counted, num_images)
+    batch_size = min(batch_size, images.share(num_images))
     work = _Work(generator, accumulator, specs, batch_size, intervals, kept)
 
     def read() -> Results | None:
         done = Results.read(record)
+        if exclusive and done is not None:
+            refuse_others(done, folder, settings)
         if done is None or any(getattr(done, name) != value for name, value in asked.items()):
             return None
         accumulator.remove()  # of a run that was killed at its very end
@@ -93,6 +102,8 @@ def evaluate(
         save_grid([work.path(image_id) for image_id in range(min(GRID_IMAGES, num_images))], folder / "samples.png")
         if log is not None:
             _log_scores(log, results)
+        if record.is_file() and Results.read(record) != results:  # of other images, or otherwise measured
+            record.rename(record.with_name(f"results-{sha256(record)[:6]}.json"))
         results.write(record)
         accumulator.remove()
         return results
@@ -108,6 +119,14 @@ def evaluate(
     return distributed.on_main(finish)
 
 
+def refuse_others(done: Results, folder: Path, settings: Mapping[str, object]) -> None:
+    """Refuse, with a ValueError, a folder that holds the results `done` of images with other settings."""
+    found, wanted = done.settings, json.loads(json.dumps(settings))
+    if names := [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]:
+        differences = "; ".join(f"{name}: {found.get(name)!r} there, {wanted.get(name)!r} now" for name in names)
+        raise ValueError(f"{folder} holds results of other settings ({differences}); give another folder")
+
+
 def check_evaluation(specs: Sequence[MetricSpec], num_images: int, batch_size: int, intervals: bool) -> None:
     """Refuse counts that are impossible, or too small for the metrics, with a ValueError."""
     images.check_counts(num_images, batch_size)
@@ -115,6 +134,10 @@ def check_evaluation(specs: Sequence[MetricSpec], num_images: int, batch_size: i
         check_metrics(spec.metrics, num_images)
         if intervals and "fid" in spec.metrics and num_images < 4:
             raise ValueError(f"intervals need at least 4 images; there are {num_images}")
+
+
+class _Stopped(Exception):
+    """A request to stop ended a block."""
 
 
 @dataclass(frozen=True)
@@ -152,30 +175,49 @@ class _Work:
     def count_share(
         self, todo: Sequence[Sequence[int]], counted: np.ndarray, nets: Sequence[nn.Module], save_seconds: float
     ) -> None:
-        """Count the blocks that fall to this rank."""
+        """Count the blocks that fall to this rank; on a request to stop save what is counted, and raise it."""
         clock, part, saved, lap, warm = self.generator.clock, Partial(), time.monotonic(), 0.0, False
-        with images.ImageWriter() as writer:
-            for ids in images.claim_ids(todo, len(counted), "evaluating"):
-                clock.seconds.clear()
-                pixels, generated = self.pixels(ids)
-                if lacking := [row for row, image_id in enumerate(ids) if self.lacks(image_id)]:
-                    folder = self.kept or self.accumulator.folder
-                    writer.save(folder, [ids[row] for row in lacking], pixels[lacking].cpu())
-                if new := [row for row, image_id in enumerate(ids) if not counted[image_id]]:
-                    with clock("metrics"):
-                        self.measure(part, [ids[row] for row in new], pixels[new], nets)
-                if warm and generated:
-                    seconds = {**clock.seconds, "all": time.perf_counter() - lap, "images": len(ids)}
-                    add(part.sums, {self.timed + name: torch.tensor(seconds[name]).double() for name in seconds})
-                if retried := self.generator.retried:
-                    add(part.sums, {f"retried/{name}": torch.tensor(float(retried[name])) for name in retried})
-                    retried.clear()
-                lap, warm = time.perf_counter(), warm or generated  # the first generated block warms up
-                if time.monotonic() - saved > save_seconds:
-                    writer.wait()
-                    self.accumulator.save(part)
-                    part, saved = Partial(), time.monotonic()
-        self.accumulator.save(part)
+        with stop_requests() as stop:
+            watch = partial(self.watch, stop)
+            with contextlib.suppress(_Stopped), images.ImageWriter() as writer:
+                for ids in images.claim_ids(todo, len(counted), "evaluating", watch):
+                    clock.seconds.clear()
+                    pixels, generated = self.pixels(ids)
+                    if lacking := [row for row, image_id in enumerate(ids) if self.lacks(image_id)]:
+                        folder = self.kept or self.accumulator.folder
+                        writer.save(folder, [ids[row] for row in lacking], pixels[lacking].cpu())
+                    if new := [row for row, image_id in enumerate(ids) if not counted[image_id]]:
+                        with clock("metrics"):
+                            self.measure(part, [ids[row] for row in new], pixels[new], nets)
+                    if warm and generated:
+                        seconds = {**clock.seconds, "all": time.perf_counter() - lap, "images": len(ids)}
+                        add(part.sums, {self.timed + name: torch.tensor(seconds[name]).double() for name in seconds})
+                    if retried := self.generator.retried:
+                        add(part.sums, {f"retried/{name}": torch.tensor(float(retried[name])) for name in retried})
+                        retried.clear()
+                    lap, warm = time.perf_counter(), warm or generated  # the first generated block warms up
+                    if stop:
+                        break
+                    if time.monotonic() - saved > save_seconds:
+                        writer.wait()
+                        self.accumulator.save(part)
+                        part, saved = Partial(), time.monotonic()
+            self.accumulator.save(part)
+            self.generator.on_step = None
+        if stop:
+            done = f"stopped; {self.accumulator.load()[0].sum()} of {len(counted)} images are counted"
+            raise KeyboardInterrupt(f"{done}; start the same command again to go on from {self.accumulator.path}")
+
+    def watch(self, stop: Sequence[int], advance: Callable[[float], object]) -> None:
+        """Move the bar after each AR step of the block that comes, and end it there on a request to stop."""
+
+        def on_step(trace: StepTrace) -> None:
+            advance((trace.step + 1) / ar_steps)
+            if stop and trace.step + 1 < ar_steps:
+                raise _Stopped
+
+        ar_steps = len(self.generator.nfe_per_step)
+        self.generator.on_step = on_step
 
     def pixels(self, ids: Sequence[int]) -> tuple[Tensor, bool]:
         """Images uint8 [B, 1 or 3, H, W], and whether they were generated; they are read if all of them are kept."""

@@ -222,6 +222,7 @@ class Generator:
         clock: the seconds that "generation" and "decoding" take.
         retried: dtype -> images that were made in it because one of their block had NaN or infinity in a lower one.
         limit: the most images at a time; halved where memory does not hold them.
+        on_step: called after each AR step, as by the models' `generate`.
         autocast: the number type that networks compute in where it is not that of their weights, as in training.
     """
 
@@ -238,6 +239,7 @@ class Generator:
         self.autocast, self.clock = autocast, Stopwatch(device)
         self.retried: Counter[str] = Counter()
         self.limit = sys.maxsize
+        self.on_step: Callable[[StepTrace], None] | None = None
         # On a GPU the context would cost time at every kernel's launch, and change nothing.
         self._packed = PackedLinear() if device.type == "cpu" else contextlib.nullcontext()
 
@@ -302,6 +304,7 @@ class Generator:
             guidance=self.sampling.guidance,
             temperature=self.sampling.temperature,
             noise=self.noise(ids),
+            on_step=self.on_step,
         )
 
     def _finite(self, ids: Sequence[int]) -> Tensor:
@@ -386,18 +389,17 @@ class PromptGenerator(Generator):
         self.prompts, self.classes, self.images_per_prompt = list(prompts), classes, images_per_prompt
         self.image_shape, self.cfg_prompt, self.on_step = image_shape, cfg_prompt, on_step
         tokens = image_shape[0] * image_shape[1]
-        if not 1 <= len(self.nfe_per_step) <= tokens:
-            raise ValueError(
-                f"num_iter is {sampling.num_iter}; an image of {tokens} tokens takes 1 to {tokens} AR steps"
-            )
+        check_ar_steps(model, sampling, tokens)
         room = model.llm.config.max_position_embeddings - model.image_tokens(image_shape)
+        least = self._encode(["a"], guided=True)[0].shape[1]
+        advice = "shorten the prompt, or take a smaller image" if least <= room else "take a smaller image"
         for prompt in self.prompts:
             taken = self._encode([prompt], guided=True)[0].shape[1]
             if taken > room:
                 shown = f"{prompt[:40]!r}{'…' * (len(prompt) > 40)}"
                 raise ValueError(
                     f"the prompt {shown} takes {taken} tokens, and beside an image of {tokens} tokens the language "
-                    f"model has room for {max(room, 0)}; shorten the prompt, or take a smaller image"
+                    f"model has room for {max(room, 0)}; {advice}"
                 )
 
     def to_dict(self) -> dict[str, object]:
@@ -416,13 +418,19 @@ class PromptGenerator(Generator):
     def arguments(self, ids: Sequence[int]) -> dict[str, object]:
         prompts = [self.prompts[image_id // self.images_per_prompt] for image_id in ids]
         input_ids, mask = self._encode(prompts, guided=self.sampling.guidance.active)
-        return dict(input_ids=input_ids, attention_mask=mask, image_shape=self.image_shape, on_step=self.on_step)
+        return dict(input_ids=input_ids, attention_mask=mask, image_shape=self.image_shape)
 
     def _encode(self, prompts: Sequence[str], guided: bool) -> tuple[Tensor, Tensor]:
         """Token ids and mask [B, T]; if guided [2B, T], the second half of `cfg_prompt`."""
         if self.model.text is None:
             raise ValueError("the model has no text tokenizer; attach one (model.text)")
         return self.model.text.text_to_image_prompts(prompts, guided=guided, cfg_prompt=self.cfg_prompt)
+
+
+def check_ar_steps(model: SampledModel, sampling: Sampling, tokens: int) -> None:
+    """Refuse, with a ValueError, what a model cannot do with an image of `tokens` tokens; it needs no weights."""
+    if not 1 <= len(model.nfe(sampling.schedule, sampling.sampler, sampling.num_iter)) <= tokens:
+        raise ValueError(f"num_iter is {sampling.num_iter}; an image of {tokens} tokens takes 1 to {tokens} AR steps")
 
 
 def image_seed(seed: int, image_id: int) -> int:

@@ -10,7 +10,9 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from einops import repeat
 from PIL import ExifTags, Image, PngImagePlugin
@@ -109,14 +111,39 @@ def blocks(ids: Iterable[int], size: int) -> list[list[int]]:
     return [list(block) for _, block in itertools.groupby(ids, lambda image_id: image_id // size)]
 
 
-def claim_ids(work: Sequence[Sequence[int]], num_images: int, description: str) -> Iterator[Sequence[int]]:
-    """Yield the blocks of `work` that fall to this rank, under a bar of what all ranks did; every rank calls this."""
+def share(num_images: int) -> int:
+    """Return the images that fall to each rank, if all do equally many."""
+    return max(-(-num_images // distributed.world_size()), 1)
+
+
+def _advance(bar: tqdm[NoReturn], before: int, size: int, done: float) -> None:
+    """Move a bar to a share of a block of `size` images, with `before` images before it."""
+    bar.update(before + done * size - bar.n)
+
+
+def claim_ids(
+    work: Sequence[Sequence[int]],
+    num_images: int,
+    description: str,
+    watch: Callable[[Callable[[float], object]], object] = lambda _: None,
+) -> Iterator[Sequence[int]]:
+    """Yield the blocks of `work` that fall to this rank, under a bar of what all ranks did; every rank calls this.
+
+    `watch` is called with a function that moves the bar within a block, to a share of it in [0, 1].
+    """
     left = [*itertools.accumulate(map(len, reversed(work)), initial=0)][::-1]  # before each block, and at the end
     with tqdm(
-        total=num_images, initial=num_images - left[0], unit="img", desc=description, disable=not distributed.is_main()
+        total=num_images,
+        initial=num_images - left[0],
+        unit="img",
+        desc=description,
+        disable=not distributed.is_main(),
+        bar_format="{l_bar}{bar}| {n:.4g}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]",  # {n_fmt} has 17 digits
     ) as bar:
         for number in distributed.claim_blocks(len(work)):
-            bar.update(num_images - left[number] - bar.n)
+            before = num_images - left[number]
+            bar.update(before - bar.n)
+            watch(partial(_advance, bar, before, len(work[number])))
             yield work[number]
         bar.update(num_images - bar.n)
 
@@ -145,7 +172,7 @@ def generate_images(
     claim_folder(folder, settings)
     missing = distributed.on_main(lambda: missing_ids(folder, num_images, path))
     with ImageWriter(path, metadata) as writer:
-        for ids in claim_ids(blocks(missing, batch_size), num_images, "generating"):
+        for ids in claim_ids(blocks(missing, min(batch_size, share(len(missing)))), num_images, "generating"):
             writer.save(folder, ids, to_uint8(sample(ids)).cpu())
     distributed.barrier()
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..noise import NoiseSource
+
 Arguments = Mapping[str, Any]  # Any: of several types
 SHARES = ("attn_dropout", "proj_dropout", "label_drop_prob", "mask_ratio_min")
 
@@ -38,3 +40,14 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
         raise ValueError(
             f"labels are in {int(labels.min())}..{int(labels.max())}; this model knows 0..{num_classes - 1}"
         )
+
+
+def check_noise(noise: NoiseSource, batch: int) -> None:
+    """Refuse a noise source with another number of seeds than images are asked for: some would be alike.
+
+    Raises:
+        ValueError: naming both numbers.
+    """
+    seeds = getattr(noise, "seeds", None)  # of `ImageNoise`
+    if seeds is not None and len(seeds) != batch:
+        raise ValueError(f"the noise has {len(seeds)} seeds, and {batch} images are asked for; give one per image")

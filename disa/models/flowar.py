@@ -7,6 +7,7 @@ are as released.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
@@ -25,7 +26,7 @@ from ..noise import NoiseSource
 from ..schedule import StepSchedule
 from ..solver import Times
 from ..trace import StepTrace
-from .checks import check_arguments, check_labels
+from .checks import check_arguments, check_labels, check_noise
 from .layers import AdaLinear, TimestepEmbedding, embed_times, initialize
 from .rotary import GEGLU, KVCache, ModulatedBlock, Modulation, RMSNorm, RotaryAttention, apply_rotary_emb, grid_rope
 
@@ -310,6 +311,15 @@ class FlowAR(AnnealedModel):
     def _ropes(self, device: torch.device, head_dim: int) -> list[Tensor]:
         return [grid_rope(side, head_dim, device) for side in self.scales]
 
+    @staticmethod
+    def _from_tokens(tokens: Tensor) -> Tensor:
+        """Tokens [B, side², C] -> float32 [B, C, side, side]."""
+        return rearrange(tokens.float(), "b (h w) c -> b c h w", h=math.isqrt(tokens.shape[1]))
+
+    def _at_full_size(self, tokens: Tensor) -> Tensor:
+        """Enlarge a scale's tokens [B, side², C] to latents [B, C, H, W]."""
+        return F.interpolate(self._from_tokens(tokens), (self.grid, self.grid))
+
     def _next_input(self, sample: Tensor, side: int) -> Tensor:
         """Resize a finished scale [B, C, g, g] to the next grid [B, side², C]."""
         finest = F.interpolate(sample, (self.grid, self.grid), mode="bicubic")
@@ -398,6 +408,7 @@ class FlowAR(AnnealedModel):
         within a scale. All else as for `MAR.generate`.
         """
         check_labels(labels, self.num_classes)
+        check_noise(noise, len(labels))
         anneal = self.annealing(schedule, sampler, noise, temperature, on_step)
         device, batch, last = (self.z_proj.weight.device, len(labels), len(self.scales) - 1)
         labels = labels.to(device, non_blocking=True)
@@ -421,7 +432,7 @@ class FlowAR(AnnealedModel):
             features, times = extrapolation.cache(anneal.times[step]), anneal.times[step]
             velocity = self.flownet.velocity(z, head_rope, times, embedded[step], features)
             network = guided_velocity(velocity, scale, guidance.interval, condition.dtype)
-            tokens = anneal(step, network, side**2, self.z_proj.in_features)
-            sample = rearrange(tokens.float(), "b (h w) c -> b c h w", h=side).to(condition.dtype)
+            tokens = anneal(step, network, side**2, self.z_proj.in_features, latents=self._at_full_size)
+            sample = self._from_tokens(tokens).to(condition.dtype)
         check_latents(sample)
         return sample.float()

@@ -22,10 +22,11 @@ from ..annealing import AnnealedModel, check_finite
 from ..grouping import Grouping
 from ..guidance import Guidance
 from ..noise import NoiseSource
+from ..runtime.extras import extra
 from ..schedule import StepSchedule
 from ..trace import StepTrace
-from .checks import Arguments
-from .mar import MAR, Positions, autoregress
+from .checks import Arguments, check_noise
+from .mar import MAR, Known, Positions, autoregress
 from .vae import VAE, AutoencoderKL, SpaceToDepth
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ class Harmon(AnnealedModel):
         vae: str = "kl16",
     ) -> None:
         super().__init__()
-        from transformers import Qwen2Config, Qwen2ForCausalLM
+        with extra("harmon"):
+            from transformers import Qwen2Config, Qwen2ForCausalLM
 
         self.mar = MAR(**(mar or {}))
         if self.mar.patch_size != 1:
@@ -267,6 +269,7 @@ class Harmon(AnnealedModel):
         caching: Caching = Caching(),
         noise: NoiseSource,
         on_step: Callable[[StepTrace], None] | None = None,
+        known: Known | None = None,
     ) -> Tensor:
         """Sample latents for prompts.
 
@@ -275,7 +278,7 @@ class Harmon(AnnealedModel):
             input_ids, attention_mask: the prompts' token ids and which of them are no padding, [B, T], padded on the
                 right; with guidance [2B, T], the B conditional rows first.
             image_shape: rows and columns of tokens; by default those that the model was trained on.
-            num_iter, schedule, sampler, guidance, temperature, grouping, noise, on_step: as for `MAR.generate`.
+            num_iter, schedule, sampler, guidance, temperature, grouping, noise, on_step, known: as for `MAR.generate`.
             caching: the same; in the language model, new tokens follow those that it has read since the last full pass.
 
         Returns:
@@ -305,6 +308,7 @@ class Harmon(AnnealedModel):
                 f"input_ids has {len(input_ids)} rows; "
                 "with guidance the unconditional prompts follow the conditional ones"
             )
+        check_noise(noise, len(input_ids) // branches)
         shape = image_shape or (self.mar.grid, self.mar.grid)
         if min(shape) < 1:
             raise ValueError(f"image_shape is {shape}; rows and columns must be at least 1")
@@ -328,7 +332,7 @@ class Harmon(AnnealedModel):
             read = (prompt_of(len(tokens)) if cache.full else read).fork(len(tokens))
             return self.mar.decode(self.attend(encoded, read, cache.keeps), known, wanted, positions, cache)
 
-        tokens = autoregress(
+        return autoregress(
             backbone,
             self.mar.diffloss,
             anneal,
@@ -336,8 +340,9 @@ class Harmon(AnnealedModel):
             guidance=guidance,
             grouping=grouping,
             cache=BackboneCache(caching, self.mar.buffer_size),
+            unpatchify=functools.partial(self.mar.unpatchify, shape=shape),
+            known_tokens=known and self.mar.known_tokens(known, shape),
         )
-        return self.mar.unpatchify(tokens, shape)
 
     @torch.no_grad()
     def answer(self, latents: Tensor, input_ids: Tensor, image_token: int, **generation: object) -> Tensor:

@@ -27,7 +27,7 @@ from ..noise import NoiseSource
 from ..schedule import StepSchedule
 from ..solver import Times
 from ..trace import StepTrace
-from .checks import check_arguments, check_labels
+from .checks import check_arguments, check_labels, check_noise
 from .layers import AdaLinear, Block, TimestepEmbedding, embed_times, initialize, put_rows, take_rows
 
 Modulation = tuple[Tensor, ...]  # shift, 1 + scale, gate
@@ -155,6 +155,18 @@ class DiffusionHead(nn.Module):
         return combine(conditional, unconditional, scale), v.chunk(2)[0]
 
 
+class Known(NamedTuple):
+    """What is known of images before they are sampled.
+
+    Attributes:
+        latents: [B, C, H, W]; those of unknown tokens do not matter.
+        where: which tokens are known, bool [rows, columns], the same of every image.
+    """
+
+    latents: Tensor
+    where: Tensor
+
+
 def autoregress(
     backbone: Backbone,
     head: DiffusionHead,
@@ -164,32 +176,47 @@ def autoregress(
     guidance: Guidance,
     grouping: Grouping,
     cache: BackboneCache,
+    unpatchify: Callable[[Tensor], Tensor],
+    known_tokens: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Sample the tokens [B, L, C] of whole images of `shape` (rows, columns), a group at each AR step.
+    """Sample the latents [B, C, H, W] of whole images of `shape` (rows, columns), a group of tokens at each AR step.
+
+    Args:
+        unpatchify: tokens [B, L, C] -> latents.
+        known_tokens: tokens [B, L, C], and which of them are known already, bool [L].
 
     Raises:
         ValueError: a setting is impossible.
         FloatingPointError: a token came out as NaN or infinite.
     """
     num_iter, length = len(anneal.times), math.prod(shape)
-    if num_iter > length:
-        raise ValueError(f"num_iter is {num_iter}; there must be 1 to {length} AR steps, for there are {length} tokens")
     orders = grouping.arrange(anneal.noise.orders(length), shape)
-    tokens = torch.zeros(len(orders), length, head.channels, device=orders.device)
-    embedded, masked = (embed_times(head.net.time_embed, anneal.times, orders.device), length)
+    tokens, masked = torch.zeros(len(orders), length, head.channels, device=orders.device), length
+    if known_tokens is not None:  # they come first in the order, whose end that is
+        given, is_known = (one.to(orders.device) for one in known_tokens)
+        orders = orders.gather(1, is_known[orders].long().argsort(dim=1, stable=True))
+        tokens, masked = torch.where(is_known[:, None], given.float(), tokens), length - int(is_known.sum())
+    if num_iter > masked:
+        raise ValueError(f"num_iter is {num_iter}; there must be 1 to {masked} AR steps, for there are {masked} tokens")
+    embedded = embed_times(head.net.time_embed, anneal.times, orders.device)
     head.net.join()
-    for step, left in enumerate(grouping.left(shape, num_iter)):
+    for step, left in enumerate(grouping.left(shape, num_iter, masked)):
         # As released, the last step is guided as if it left one token of several.
         scale = guidance.at((length - max(left, min(masked - 1, 1))) / length)
         wanted = orders[:, left:masked].sort().values
         known = orders[:, masked:].sort().values
         z = cache.conditions(backbone, step, tokens, known, wanted, orders[:, :left], scale != 1)
         network = head.guided(z, anneal.times[step], embedded[step], scale, guidance.interval)
-        new = anneal(step, network, masked - left, head.channels)
-        tokens = put_rows(tokens, wanted, new)
+        so_far = partial(_so_far, unpatchify, tokens, wanted)
+        tokens = put_rows(tokens, wanted, anneal(step, network, masked - left, head.channels, wanted, so_far))
         masked = left
     check_latents(tokens)
-    return tokens
+    return unpatchify(tokens)
+
+
+def _so_far(unpatchify: Callable[[Tensor], Tensor], tokens: Tensor, wanted: Tensor, new: Tensor) -> Tensor:
+    """Latents [B, C, H, W] of tokens [B, L, C] with the new ones [B, T, C] at `wanted` [B, T]."""
+    return unpatchify(put_rows(tokens, wanted, new))
 
 
 class Positions(NamedTuple):
@@ -298,6 +325,15 @@ class MAR(AnnealedModel):
         """Inverse of `patchify`, for a grid of `shape` (rows, columns) of tokens."""
         (rows, columns), p = shape or (self.grid, self.grid), self.patch_size
         return rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, w=columns, p=p, q=p)
+
+    def known_tokens(self, known: Known, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Return the tokens [B, L, C] of `known`, and which are known, bool [L]; raise ValueError if not of `shape`."""
+        tokens = self.patchify(known.latents)
+        if tuple(known.where.shape) != shape or tokens.shape[1] != math.prod(shape):
+            raise ValueError(f"known tokens are {tuple(known.where.shape)}; the image has {shape} (rows, columns)")
+        if known.where.all():
+            raise ValueError("all tokens are known; at least one must be sampled")
+        return tokens, known.where.flatten()
 
     def positions(self, shape: tuple[int, int] | None = None) -> Positions:
         """Position embeddings of a grid of `shape` (rows, columns), resized where it is not the model's own."""
@@ -463,6 +499,7 @@ class MAR(AnnealedModel):
         caching: Caching = Caching(),
         noise: NoiseSource,
         on_step: Callable[[StepTrace], None] | None = None,
+        known: Known | None = None,
     ) -> Tensor:
         """Sample latents for class labels.
 
@@ -477,6 +514,7 @@ class MAR(AnnealedModel):
             caching: how much of the backbone each AR step computes.
             noise: where the randomness comes from, such as `disa.ImageNoise`.
             on_step: called after each AR step.
+            known: tokens to keep; the AR steps sample the others.
 
         Returns:
             float32 [B, C, H, W], unit variance.
@@ -486,6 +524,7 @@ class MAR(AnnealedModel):
             FloatingPointError: a latent came out as NaN or infinite.
         """
         check_labels(labels, self.num_classes)
+        check_noise(noise, len(labels))
         labels = labels.to(self.mask_token.device, non_blocking=True)
         anneal = self.annealing(schedule, sampler, noise, temperature, on_step, num_iter)
         embedding = self.class_emb(labels)
@@ -497,7 +536,7 @@ class MAR(AnnealedModel):
             encoded = self.encode(tokens, known, embedding[: len(tokens)], None, cache)
             return self.decode(encoded, known, wanted, None, cache)
 
-        tokens = autoregress(
+        return autoregress(
             backbone,
             self.diffloss,
             anneal,
@@ -505,5 +544,6 @@ class MAR(AnnealedModel):
             guidance=guidance,
             grouping=grouping,
             cache=BackboneCache(caching, self.buffer_size),
+            unpatchify=self.unpatchify,
+            known_tokens=known and self.known_tokens(known, (self.grid, self.grid)),
         )
-        return self.unpatchify(tokens)

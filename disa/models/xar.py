@@ -6,7 +6,7 @@ released.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -21,7 +21,7 @@ from ..noise import NoiseSource
 from ..schedule import StepSchedule
 from ..solver import Times
 from ..trace import StepTrace
-from .checks import check_arguments, check_labels
+from .checks import check_arguments, check_labels, check_noise
 from .layers import TimestepEmbedding, embed_times, initialize
 from .rotary import KVCache, ModulatedBlock, Modulation, RMSNorm, grid_rope
 
@@ -229,6 +229,7 @@ class XAR(AnnealedModel):
         within a cell. All else as for `MAR.generate`.
         """
         check_labels(labels, self.num_classes)
+        check_noise(noise, len(labels))
         device = self.pred.weight.device
         labels = labels.to(device, non_blocking=True)
         anneal = self.annealing(schedule, sampler, noise, temperature, on_step)
@@ -241,6 +242,7 @@ class XAR(AnnealedModel):
         caches = [KVCache(len(of_class), heads, self.grid**2, self.head_dim, of_class) for _ in self._blocks]
         finished = list(self.modulations((of_class + at_zero)[:, None]))
         cells: list[Tensor] = []
+        grid = self.to_cells(torch.arange(self.grid**2, device=device).view(1, 1, self.grid, self.grid))[0, ..., 0]
         for step in range(self.cells):
             where = slice(step * tokens, (step + 1) * tokens)
             if cells:  # the finished cell joins the caches, as what it is: data, at time 0
@@ -250,10 +252,18 @@ class XAR(AnnealedModel):
             velocity = self._bind(where, of_class, times, embedded[step], rope, caches, features)
             scale = guidance.at(step / last if last else 1.0)
             network = guided_velocity(velocity, scale, guidance.interval, of_class.dtype)
-            cells.append(anneal(step, network, tokens, self.z_proj.in_features))
-        latents = self.from_cells(torch.stack(cells, dim=1)).float()
+            positions = grid[step].expand(len(labels), -1)
+            cells.append(
+                anneal(step, network, tokens, self.z_proj.in_features, positions, partial(self._so_far, cells))
+            )
+        latents = self._so_far(cells[:-1], cells[-1])
         check_latents(latents)
         return latents
+
+    def _so_far(self, before: Sequence[Tensor], new: Tensor) -> Tensor:
+        """Latents float32 [B, C, H, W] of the finished cells [B, T, C] and the new one, 0 where there is none yet."""
+        later = [torch.zeros_like(new)] * (self.cells - len(before) - 1)
+        return self.from_cells(torch.stack([*before, new, *later], dim=1)).float()
 
     def _bind(
         self,

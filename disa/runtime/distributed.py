@@ -164,6 +164,7 @@ def _share_errors(value: T | None, error: Exception | None) -> tuple[T | None, E
 def _result(value: T | None, error: Exception | None) -> T:
     try:
         if error is not None:
+            error.shared = True  # type: ignore[attr-defined]  # every rank raises it, and one need print it
             raise error
     finally:
         del error  # with this frame in its traceback, it would keep all frames alive, and a GPU's memory in them

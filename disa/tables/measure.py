@@ -25,24 +25,11 @@ from ..models.harmon import Harmon
 from ..models.vae import SpaceToDepth
 from ..runtime import distributed
 from ..runtime.devices import resolve_dtype
-from ..weights.fetch import CATALOGUE
-from ..weights.load import load_model, load_vae
+from ..weights.fetch import CATALOGUE, find_published
+from ..weights.load import find_model, load_model, load_vae
 from .recipes import Recipe
 
 Make = Callable[[Recipe], Generator]  # of any recipe with the weights that were loaded
-
-CHECKOUT = Path(__file__).parents[2]  # where the package lies; of an installed one, no checkout
-FAMILY_FOLDERS = ("MAR_DiSA", "FlowAR_DiSA", "xAR_DiSA", "Harmon_DiSA")
-
-
-def find_published(name: str, roots: Sequence[Path] = (Path(), CHECKOUT)) -> Path:
-    """Find a published file in the folder `pretrained_models` in one of `roots`, or in a family's folder there."""
-    path = Path("pretrained_models", CATALOGUE[name].path)
-    for folder in (root / family for root in roots for family in ("", *FAMILY_FOLDERS)):
-        if (folder / path).is_file():
-            return folder / path
-    fetch = f"`disa checkpoints fetch {name}`, or with util/download.py of its family"
-    raise FileNotFoundError(f"there is no {path}; fetch it with {fetch}")
 
 
 def load(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Make:
@@ -55,10 +42,15 @@ def load(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Make:
     return lambda recipe: LabelGenerator(model, vae, recipe.sampling, device)
 
 
+def check_weights(recipe: Recipe) -> Path:
+    """Return the file of the weights of `recipe`; raise FileNotFoundError if there is none."""
+    path = find_published(recipe.checkpoint) if recipe.checkpoint in CATALOGUE else recipe.checkpoint
+    return find_model(recipe.model, path)
+
+
 def load_weights(recipe: Recipe) -> AnnealedModel:
     """Load the model of `recipe`, with its text tokenizer."""
-    path = find_published(recipe.checkpoint) if recipe.checkpoint in CATALOGUE else recipe.checkpoint
-    model = load_model(recipe.model, path)
+    model = load_model(recipe.model, check_weights(recipe))
     if isinstance(model, Harmon) and recipe.text_tokenizer:
         model.text = TextTokenizer.load(recipe.text_tokenizer)
     return model

@@ -233,6 +233,14 @@ def bundled_settings(model: str) -> dict[str, Sampling]:
     return {recipe.row: recipe.sampling for recipe in table.shown}
 
 
+def disa_recipe(model: str) -> Recipe:
+    """Find the recipe of a model with DiSA; of a name without recipes, that of the first model of its family."""
+    rows = "disa", "50-5"  # of the class-conditional tables and of Harmon's
+    found = [recipe for table in load_tables().values() for recipe in table.recipes if recipe.row in rows]
+    alike = [recipe for recipe in found if MODELS[recipe.model].build is MODELS[model].build]
+    return next((recipe for recipe in found if recipe.model == model), alike[0])
+
+
 def choose(tables: Mapping[str, Table], names: Sequence[str]) -> list[Table]:
     """Select tables and rows by name or pattern, like `ar_steps/mar_*`; a ValueError if a name has none."""
     every = [recipe.name for table in tables.values() for recipe in table.recipes]

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ..acceleration import Acceleration
-from ..evaluation.plan import MetricSpec
+from ..evaluation.plan import MetricSpec, check_flags
 from ..runtime import distributed
 from ..runtime.devices import DTYPES
 from ..runtime.distributed import print_main
@@ -47,6 +47,7 @@ def reproduce(
     the flags of these names, `save_seconds` as for `evaluate`; with `front`, tables say what is on the Pareto front.
     """
     where = start(device)
+    check_flags(metrics, features, reference)
     acceleration.check(where)
     announce(where)
     known = Measurements(out, where, dtype, acceleration, save_seconds)

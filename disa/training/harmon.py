@@ -199,6 +199,11 @@ def load_training_config(
     Raises FileNotFoundError if there is no such file, ValueError for what training does not know, or lacks.
     """
     content = {key: value for key, value in read_config(path, ("model", "data"), options).items() if key[0] != "_"}
+    for name, needed in (("model", str), ("data", Mapping), ("training", Mapping), ("mar", Mapping), ("llm", Mapping)):
+        if not isinstance(value := content.get(name, {}), needed):
+            raise ValueError(
+                f"{path}: {name} is {value!r}; {'a text is' if needed is str else 'names and values are'} needed"
+            )
     training = {"dtype": "float32", **content.pop("training", {}), **({} if seed is None else {"seed": seed})}
     for what, said, kind in (("", content, TrainingConfig), (": training", training, TrainingSettings)):
         allowed = sorted(one.name for one in fields(kind))
@@ -214,15 +219,19 @@ def load_training_config(
 
 def starting_model(config: TrainingConfig) -> Harmon:
     """Build the model with the weights to begin with; raise ValueError if a file does not fit or the VAE has none."""
-    if config.checkpoint:
-        model = load_model(config.model, config.checkpoint, vae=config.vae_path, mar=config.mar, llm=config.llm)
-    else:
-        model = build_model(config.model, mar=config.mar, llm=config.llm)
+    try:
+        if config.checkpoint:
+            model = load_model(config.model, config.checkpoint, vae=config.vae_path, mar=config.mar, llm=config.llm)
+        else:
+            model = build_model(config.model, mar=config.mar, llm=config.llm)
+    except (TypeError, AttributeError, ArithmeticError, RuntimeError) as error:  # sizes are whatever the config says
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"the config's mar or llm does not fit ({reason})") from error
     assert isinstance(model, Harmon)  # others have no `llm`
     if config.checkpoint:
         return model
     if config.mar_weights in MODELS:
-        model.mar.load_state_dict(load_model(config.mar_weights).state_dict())
+        load_into(model.mar, load_model(config.mar_weights).state_dict(), config.mar_weights)
     elif config.mar_weights:
         load_into(model.mar, open_checkpoint(config.mar_weights), config.mar_weights)
     if config.vae_path:
@@ -232,16 +241,27 @@ def starting_model(config: TrainingConfig) -> Harmon:
     return model
 
 
+def _check_kind(config: TrainingConfig) -> str:
+    """Return the kind of data; raise ValueError if it, or the model, is not what can be trained."""
+    if not issubclass(getattr(MODELS.get(config.model), "build", object), Harmon):
+        raise ValueError(
+            f"model is {config.model!r}; allowed are {', '.join(name for name in MODELS if 'harmon' in name)}"
+        )
+    wanted = "fashion" if MODELS[config.model].bundled else "folders"
+    if (kind := config.data.get("type")) != wanted:
+        raise ValueError(f"data.type is {kind!r}; {config.model} is trained on {wanted}")
+    return wanted
+
+
 def _open_data(config: TrainingConfig, vae: VAE, buffer_size: int) -> TextData:
     """Open the text tokenizer and the data."""
     bundled = BUNDLED / f"{config.model}_tokenizer.json"
     if not (config.text_tokenizer or bundled.is_file()):
         raise ValueError(f"the config has no text_tokenizer, and none comes with the package for {config.model}")
     text = TextTokenizer.load(config.text_tokenizer or bundled)
-    options, wanted = dict(config.data), "fashion" if MODELS[config.model].bundled else "folders"
-    if (kind := options.pop("type", None)) != wanted:
-        raise ValueError(f"data.type is {kind!r}; {config.model} is trained on {wanted}")
-    open_data: Callable[..., TextData] = fashion_text if wanted == "fashion" else folder_text
+    options, kind = dict(config.data), _check_kind(config)
+    options.pop("type")
+    open_data: Callable[..., TextData] = fashion_text if kind == "fashion" else folder_text
     try:
         return open_data(text, vae, buffer_size, **options)
     except (KeyError, TypeError) as error:
@@ -250,6 +270,7 @@ def _open_data(config: TrainingConfig, vae: VAE, buffer_size: int) -> TextData:
 
 def run_training(config: TrainingConfig, output: Path, *, resume: str | None = None, device: str = "auto") -> None:
     """Train as a config says, from where an earlier run in `output` stopped."""
+    _check_kind(config)
     place, settings = start(device), config.training
     torch.manual_seed(settings.seed)
     checkpoint = find_checkpoint(resume) if resume else None

@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +19,7 @@ from tqdm import tqdm
 from ..runtime import distributed
 from ..runtime.extras import extra
 from ..runtime.start import announce
+from ..runtime.stop import stop_requests
 from . import sharding
 from .checkpoint import LAST, TrainingState
 from .optimization import TrainingSettings
@@ -81,7 +80,7 @@ def train(
         tqdm(total=total, initial=done, unit="img", unit_scale=True, desc="training", disable=silent) as bar,
     ):
         write(_scores(state, evaluate), state.step)  # in case the run was stopped before its evaluation
-        with _stop_requests() as stop:
+        with stop_requests() as stop:
             while state.epoch < settings.epochs:
                 for batch in _batches(state, dataset, count):
                     step, epoch = state.step, state.epoch
@@ -181,21 +180,3 @@ def _tensorboard(folder: Path, step: int) -> Iterator[Callable[[Scalars, int], o
         from torch.utils.tensorboard import SummaryWriter
     with SummaryWriter(str(folder), purge_step=step) as writer:
         yield lambda scalars, step: [writer.add_scalar(name, value, step) for name, value in scalars.items()]
-
-
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """Yield a list that a request to stop (SIGTERM, SIGINT) adds to; a second request stops the process at once."""
-    asked: list[int] = []
-
-    def ask(number: int, _: FrameType | None) -> None:
-        if asked:
-            raise KeyboardInterrupt("stopped at once; what was saved last is whole")
-        asked.append(number)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +32,16 @@ class TrainingSettings:
     pin_memory: bool = False
 
     def __post_init__(self) -> None:
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.type == "int" and type(value) is not int:
+                raise ValueError(f"{one.name} is {value!r}; a whole number is needed")
+            given = one.type == "float" or (one.type == "float | None" and value is not None)
+            if given and not (type(value) in (int, float) and math.isfinite(value) and value >= 0):
+                raise ValueError(f"{one.name} is {value!r}; it must be at least 0, and finite")
         if self.lr_schedule not in ("constant", "cosine"):
             raise ValueError(f"lr_schedule is {self.lr_schedule!r}; allowed are constant and cosine")
-        least = {"batch_size": 1, "epochs": 1, "save_epochs": 1, "eval_epochs": 1, "seed": 0, "grad_clip": 0}
+        least = {"batch_size": 1, "epochs": 1, "save_epochs": 1, "eval_epochs": 1, "seed": 0, "num_workers": 0}
         for name, value in least.items():
             if not getattr(self, name) >= value:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {value}")

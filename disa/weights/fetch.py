@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import HTTPError
@@ -32,6 +33,12 @@ class Published:
     def origin(self) -> str:
         """The address without its query."""
         return self.url.partition("?")[0]
+
+    @property
+    def hub(self) -> tuple[str, str] | None:
+        """Its repository on the Hugging Face hub, and its name there, if it lies there."""
+        repository, found, file = self.url.removeprefix("https://huggingface.co/").partition("/resolve/main/")
+        return (repository, file) if found else None
 
 
 def _dropbox(name: str, key: str, query: str, path: str, megabytes: int) -> Published:
@@ -62,6 +69,18 @@ _FILES = [
     Published("adm_in256_stats", f"{_MAR}/{_STATISTICS}", _STATISTICS, 0, "MIT"),
 ]
 CATALOGUE = {entry.name: entry for entry in _FILES}
+CHECKOUT = Path(__file__).parents[2]  # where the package lies; of an installed one, no checkout
+FAMILY_FOLDERS = ("MAR_DiSA", "FlowAR_DiSA", "xAR_DiSA", "Harmon_DiSA")
+
+
+def find_published(name: str, roots: Sequence[Path] = (Path(), CHECKOUT)) -> Path:
+    """Find a published file in the folder `pretrained_models` in one of `roots`, or in a family's folder there."""
+    path = Path("pretrained_models", CATALOGUE[name].path)
+    for folder in (root / family for root in roots for family in ("", *FAMILY_FOLDERS)):
+        if (folder / path).is_file():
+            return folder / path
+    fetch = f"`disa checkpoints fetch {name}`, or with util/download.py of its family"
+    raise FileNotFoundError(f"there is no {path}; fetch it with {fetch}")
 
 
 def fetch(name: str, folder: str | Path = "pretrained_models", attempts: int = 5) -> Path:

@@ -48,13 +48,22 @@ def read_checkpoint(path: Path) -> dict[str, Any]:  # Any: whatever was saved
     except (MemoryError, PermissionError):
         raise
     except Exception as error:  # a damaged archive or pickle can fail in any way
-        reason = "cannot be read as a checkpoint; it may be truncated, or something else: remove it and fetch it again"
+        advice = "holds text: give a checkpoint" if _is_text(path) else "may be truncated: remove it and fetch it again"
+        reason = f"cannot be read as a checkpoint; it {advice}"
         if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
             reason = f"holds {code[1]}, which is code and not weights; it was not executed. Give a plain state dict"
         raise ValueError(f"{path} {reason}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
     return content
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a file begins with text; what is binary has control characters."""
+    with open(path, "rb") as file:
+        head = file.read(1024).decode(errors="replace")
+    # Its last character may be cut.
+    return bool(head) and not re.search(r"[\x00-\x08\ufffd]", head[:-1] or head)
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
@@ -69,6 +78,31 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     return {name: value for path in paths for name, value in read_checkpoint(path).items()}
 
 
+def find_weights(path: PathLike) -> Path:
+    """Return the file that `open_checkpoint` reads of `path`; raise FileNotFoundError if there is none."""
+    path = Path(path)
+    if path.is_dir():
+        places = [path / name for name in (LAST, _INDEX, "model.safetensors")]
+        path = next((place for place in places if place.is_file()), places[0])
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}; `disa checkpoints list` names what can be fetched")
+    return path
+
+
+def find_model(name: str, path: PathLike | None) -> Path:
+    """Return the file of the weights of `load_model`; raise FileNotFoundError if there is none, also in the package."""
+    if path is not None:
+        return find_weights(path)
+    path = BUNDLED / f"{name}.safetensors"
+    if not path.is_file():
+        bundled = sorted(file.stem for file in BUNDLED.glob("*.safetensors") if file.stem in MODELS)
+        raise FileNotFoundError(
+            f"no weights of {name} come with the package (only of {', '.join(bundled)}); "
+            "give a checkpoint, see `disa checkpoints list`"
+        )
+    return path
+
+
 def open_checkpoint(path: PathLike, weights: str = "ema") -> dict[str, Tensor]:
     """Return the weights in a file, by parameter name; raise FileNotFoundError, or ValueError if it holds none.
 
@@ -78,12 +112,7 @@ def open_checkpoint(path: PathLike, weights: str = "ema") -> dict[str, Tensor]:
     """
     if weights not in ("ema", "model"):
         raise ValueError(f"weights is {weights!r}; allowed are ema and model")
-    path = Path(path)
-    if path.is_dir():
-        places = [path / name for name in (LAST, _INDEX, "model.safetensors")]
-        path = next((place for place in places if place.is_file()), places[0])
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}; `disa checkpoints list` names what can be fetched")
+    path = find_weights(path)
     content: dict[str, Any] = _read_shards(path) if path.name == _INDEX else read_checkpoint(path)  # Any: as saved
     if weights == "ema" and "optimizer" in content and not content.get("model_ema"):
         warnings.warn(f"{path} holds no moving average (model_ema); the last step's weights are used", stacklevel=2)
@@ -101,9 +130,17 @@ def export(path: PathLike, out: PathLike, weights: str = "ema", dtype: torch.dty
     # Cloned, because safetensors refuses two names of one memory.
     held = open_checkpoint(path, weights)
     state = {name: value.to(dtype).clone(memory_format=torch.contiguous_format) for name, value in held.items()}
+    save_weights(state, out)
+
+
+def save_weights(state: dict[str, Tensor], out: PathLike) -> None:
+    """Write weights as safetensors, whole or not at all; raise OSError if that fails."""
     with atomic_write(out) as beside:
+        beside.touch()
+        mode = beside.stat().st_mode  # as the umask has it; safetensors writes files that only their owner can read
         try:
             save_file(state, beside)
+            beside.chmod(mode)
         except SafetensorError as error:
             raise OSError(f"{out} cannot be written ({error})") from error
 
@@ -160,16 +197,11 @@ def load_model(
 
     Raises FileNotFoundError if there is no file, also in the package; ValueError if it does not fit, or lacks the VAE.
     """
-    if path is None:
-        path = BUNDLED / f"{name}.safetensors"
-        if name in MODELS and not path.is_file():
-            bundled = sorted(file.stem for file in BUNDLED.glob("*.safetensors") if file.stem in MODELS)
-            raise FileNotFoundError(
-                f"no weights of {name} come with the package (only of {', '.join(bundled)}); "
-                "give a checkpoint, see `disa checkpoints list`"
-            )
+    if name in MODELS:
+        path = find_model(name, path)
     with _SkipInit():
         model = build_model(name, **overrides)
+    assert path is not None  # `build_model` refused the name
     state = open_checkpoint(path, weights)
     if vae is not None:
         state = {**state, **{f"vae.{key}": value for key, value in load_vae(vae).state_dict().items()}}
@@ -183,10 +215,15 @@ def load_model(
     return model.eval()
 
 
-def load_vae(path: PathLike, latent_channels: int = 16) -> AutoencoderKL:
-    """Build KL-16 with the weights in `path`, in eval mode; raise FileNotFoundError, or ValueError if not KL-16's."""
+def find_vae(path: PathLike) -> None:
+    """Raise FileNotFoundError if there is no KL-16 at `path`."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no VAE {path}; `disa checkpoints fetch kl16` fetches it, or give --vae_path")
+
+
+def load_vae(path: PathLike, latent_channels: int = 16) -> AutoencoderKL:
+    """Build KL-16 with the weights in `path`, in eval mode; raise FileNotFoundError, or ValueError if not KL-16's."""
+    find_vae(path)
     model = AutoencoderKL(latent_channels)
     state = {name: value for name, value in open_checkpoint(path).items() if not name.startswith("loss.")}
     load_into(model, state, path)

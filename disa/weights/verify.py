@@ -37,10 +37,11 @@ def verify(path: str | Path, name: str | None = None, weights: str = "ema") -> t
     """Compare a file with a published model, by default the closest: its name, and every one of the `differences`."""
     state = {key: value for key, value in open_checkpoint(path, weights).items() if not key.startswith("loss.")}
 
-    def agreement(candidate: str) -> int:
+    def agreement(candidate: str) -> tuple[float, int]:
         shapes = manifest(candidate)["parameters"]
+        common = len(shapes.keys() & state.keys())  # names tell the family, shapes the size
         fitting = sum(shapes.get(key) == list(value.shape) for key, value in state.items())
-        return fitting - len(shapes.keys() - state.keys())
+        return common / len(shapes.keys() | state.keys()), fitting
 
     name = name or max(manifests(), key=agreement)
     known = manifest(name)

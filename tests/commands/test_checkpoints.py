@@ -1,5 +1,7 @@
 """`disa checkpoints`: what it lists, verifies and exports."""
 
+import os
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -46,6 +48,23 @@ def test_verify_prints_every_difference(published, capsys):
         "with NaN or infinity: post_quant_conv.bias",
         f"{published} does not match kl16",
     ]
+
+
+def test_verify_names_the_family_and_few_keys(capsys):
+    assert command("checkpoints", "verify", FOLDER / "flowar_fashion.safetensors") == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "does not match flowar_" in lines[-1]
+    assert 5 < len(lines) < 25
+    assert any(line.startswith("… and ") for line in lines)
+
+
+def test_exported_files_honour_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        assert command("checkpoints", "export", BUNDLED, tmp_path / "out.safetensors") == 0
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out.safetensors").stat().st_mode & 0o777 == 0o640
 
 
 def test_export_keeps_the_weights(tmp_path, capsys):

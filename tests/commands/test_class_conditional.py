@@ -46,6 +46,7 @@ def test_a_step_schedule_of_other_weights_ends_a_training_before_it_begins(folde
     content = {"weights": {"float32": "00"}, "sampling": sampler, "counts": [1] * 4, "times": [[1.0, 0.0]] * 4}
     (tmp_path / "one.json").write_text(json.dumps(content))
     flags = ["--online_eval", "--metrics", "none", "--output_dir", tmp_path / "out", "--data_path", data]
+    flags += ["--flow_sampler", sampler["sampler"], "--cfg", "1"]
     code, _, error = call(folder, FAMILIES[folder][0], *flags, "--step_schedule", tmp_path / "one.json")
     assert code == 2
     assert "was made for weights 00, not those in training" in error
@@ -125,7 +126,7 @@ def test_impossible_settings_end_in_one_sentence(folder, call, tmp_path):
         (["--flow_upper_steps", "3", "--flow_lower_steps", "9"], "upper is 3, below lower = 9"),
         (["--flow_sampler", "DiSA"], "sampler is 'DiSA'; allowed are euler"),
         (["--resume", tmp_path / "nowhere.pth"], "there is no checkpoint"),
-        (["--cfg", "-1"], "Guidance.scale is -1"),
+        (["--cfg", "-1"], "error: --cfg: scale is -1"),
     ):
         model = build_model(FAMILIES[folder][1])
         torch.save(model.state_dict(), tmp_path / "weights.pth")

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from disa.commands.exit import run
+from disa.commands.flags import Parser
+from disa.runtime import distributed
 from tests.helpers.scripts import exit_code
 
 
@@ -29,6 +31,22 @@ def test_interruption_ends_in_130(capsys, stop, printed):
 def test_what_a_user_can_mend_ends_in_2(capsys, error):
     assert exit_code(fail_with(error)) == 2
     assert capsys.readouterr().err == "error: a\n"
+
+
+def test_what_every_rank_knows_is_printed_by_rank_0(capsys, monkeypatch):
+    def shared():
+        distributed.on_all(fail_with(ValueError("a")))
+
+    def alone():
+        raise ValueError("b")
+
+    monkeypatch.setattr(distributed, "is_main", lambda: False)
+    assert exit_code(shared) == exit_code(alone) == 2
+    assert capsys.readouterr().err == "error: b\n"
+    monkeypatch.setenv("RANK", "1")
+    assert exit_code(fail_with(KeyboardInterrupt("stopped"))) == 130
+    assert exit_code(lambda: Parser().parse_args(["--what"])) == 2
+    assert capsys.readouterr().err == ""
 
 
 def test_a_full_gpu_is_told_what_may_help(capsys):

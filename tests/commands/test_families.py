@@ -11,6 +11,7 @@ from disa.acceleration.feature_cache import Extrapolation
 from disa.commands.families import FLOWAR, FLOWAR_EVAL, MAR, XAR, XAR_EVAL
 from disa.grouping import Grouping
 from disa.models import MODELS
+from disa.tables.recipes import bundled_settings
 from disa.weights.verify import manifest
 from tests.conftest import load_json
 
@@ -52,6 +53,34 @@ def test_bundled_model_brings_its_defaults(given):
     assert MAR.arguments(args).items() <= MODELS["mar_fashion"].arguments.items()
     assert (args.img_size, args.class_num, args.diff_sampler) == (32, 10, "DiSA")
     assert (args.vae_path, args.data_path, args.num_workers) == ("", "", 0)
+
+
+@pytest.mark.parametrize(("family", "model"), [(MAR, "mar"), (FLOWAR_EVAL, "flowar"), (XAR_EVAL, "xar")])
+def test_a_bundled_model_is_sampled_by_its_own_recipe(family, model):
+    args = family.parse(["--model", f"{model}_fashion"])
+    assert family.sampling(args) == bundled_settings(f"{model}_fashion")["disa"]
+
+
+@pytest.mark.parametrize(("family", "model"), [(FLOWAR, "flowar"), (XAR, "xar")])
+def test_a_bundled_model_takes_its_full_count_at_every_step(family, model):
+    full, sampling = (
+        bundled_settings(f"{model}_fashion")["full"],
+        family.sampling(family.parse(["--model", f"{model}_fashion"])),
+    )
+    assert sampling.schedule.lower == full.schedule.upper
+    assert (sampling.sampler, sampling.guidance) == (full.sampler, full.guidance)
+
+
+def test_the_log_follows_the_output():
+    assert MAR.parse(["--output_dir", "there"]).log_dir == "there"
+    assert MAR.parse(["--output_dir", "there", "--log_dir", "here"]).log_dir == "here"
+    assert MAR.parse([]).log_dir == "./output_dir"
+
+
+def test_the_size_of_the_head_is_that_of_the_name():
+    assert [getattr(MAR.parse(["--model", "mar_base"]), f"diffloss_{x}") for x in "dw"] == [6, 1024]
+    assert [getattr(FLOWAR.parse(["--model", "flowar_small"]), f"diffloss_{x}") for x in "dw"] == [2, 1024]
+    assert MAR.parse(["--model", "mar_base", "--diffloss_d", "3"]).diffloss_d == 3
 
 
 def test_explicit_flags_win_over_a_models_defaults():

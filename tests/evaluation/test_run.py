@@ -1,7 +1,9 @@
 """One evaluation and its record."""
 
 import json
+import os
 import shutil
+import signal
 from dataclasses import replace
 from typing import ClassVar
 
@@ -473,3 +475,59 @@ def test_too_few_images_are_refused_before_they_are_made(tmp_path):
             num_images=3,
             specs=[MetricSpec("fashion-classifier", ("prc",), None)],
         )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_request_to_stop_saves_what_is_counted(tmp_path, number):
+    class Asked(LabelGenerator):
+        def __call__(self, ids):
+            if 4 in ids:  # in the second block
+                os.kill(os.getpid(), number)
+            return super().__call__(ids)
+
+    whole = run(tmp_path / "whole", keep_images=False)
+    with pytest.raises(KeyboardInterrupt, match=r"4 of 10 images are counted; start the same command again"):
+        run(tmp_path / "stopped", tiny_generator(Asked), keep_images=False)
+
+    class Later(LabelGenerator):
+        def __call__(self, ids):
+            assert min(ids) >= 4
+            return super().__call__(ids)
+
+    assert dicts(run(tmp_path / "stopped", tiny_generator(Later), keep_images=False)) == dicts(whole)
+
+
+def test_results_of_others_are_kept(tmp_path):
+    first = run(tmp_path, specs=(), num_images=4)
+    before = (tmp_path / "results.json").read_bytes()
+    second = run(tmp_path, num_images=4)
+    assert read(tmp_path) == second != first
+    (kept,) = tmp_path.glob("results-*.json")
+    assert kept.read_bytes() == before
+    with pytest.raises(
+        ValueError, match=r"holds results of other settings .*seed: 7 there, 8 now.*give another folder"
+    ):
+        run(tmp_path, tiny_generator(seed=8), keep_images=False, num_images=4, exclusive=True)
+    assert read(tmp_path) == second
+
+
+def test_a_block_is_no_larger_than_the_share_of_a_rank(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation.images.distributed, "world_size", lambda: 4)
+    assert [evaluation.images.share(count) for count in (1, 4, 5, 9)] == [1, 1, 2, 3]
+    asked = []
+
+    class Watched(LabelGenerator):
+        def __call__(self, ids):
+            asked.append(list(ids))
+            return super().__call__(ids)
+
+    assert run(tmp_path, tiny_generator(Watched), num_images=4, batch_size=64).batch_size == 1
+    assert asked == [[0], [1], [2], [3]]
+
+
+def test_the_bar_moves_with_the_ar_steps(tmp_path, monkeypatch):
+    moved, update = [], evaluation.images.tqdm.update
+    monkeypatch.setattr("tqdm.tqdm.update", lambda bar, n=1: (update(bar, n), moved.append(bar.n))[0])
+    run(tmp_path, num_images=8, keep_images=False)
+    assert [n for n in moved if n % 4] == [2, 6]
+    assert moved[-1] == 8

@@ -7,8 +7,9 @@ import torch
 
 from disa.evaluation.extractors import EXTRACTORS
 from disa.evaluation.plan import MetricSpec
-from disa.tables.measure import Measurements, find_published, load, plan_recipe
+from disa.tables.measure import Measurements, load, plan_recipe
 from disa.tables.recipes import load_tables
+from disa.weights.fetch import find_published
 
 TABLES = load_tables()
 (MAR_BASE,) = (recipe for recipe in TABLES["imagenet"].recipes if recipe.name == "imagenet/mar_base-disa")

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
-from disa.commands.harmon import fit_image
 from disa.data.transforms import open_image, to_signed
 from disa.models.vae import AutoencoderKL, SpaceToDepth
+from disa.pipeline import fit_image
 from tests.commands.harmon.conftest import refused
 
 COLOUR, GREY = AutoencoderKL(widths=(32,) * 5), SpaceToDepth()

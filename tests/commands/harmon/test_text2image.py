@@ -162,6 +162,27 @@ def test_what_a_jpeg_cannot_say_is_refused_before_anything_is_generated(call, tm
     assert not list(tmp_path.glob("longer*.jpg"))
 
 
+def test_each_seed_gets_a_file(call, tmp_path):
+    flags = ["--grid_size", 1, "--prompt", "a bag", "--negative_prompt", "a coat"]
+    result = call("text2image", *QUICK, *flags, "--seed", 5, 2, "--output", tmp_path / "o.png")
+    assert (result.code, names(tmp_path)) == (0, ["o_000.png", "o_001.png"])
+    assert call("text2image", *QUICK, *flags, "--seed", 2, "--output", tmp_path / "two.png").code == 0
+    assert (tmp_path / "two.png").read_bytes() == (tmp_path / "o_001.png").read_bytes()
+    said = json.loads(Image.open(tmp_path / "o_000.png").text["disa"])
+    assert (said["seed"], said["cfg_prompt"]) == (5, "a coat")
+
+
+def test_words_that_the_bundled_model_has_not_learned_are_told(call, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("builtins.print", lambda *words, **_: said.append(" ".join(map(str, words))))
+    flags = ["--grid_size", 1, "--output", tmp_path / "o.png"]
+    assert call("text2image", *QUICK, *flags, "--prompt", "a dark dog", "a t-shirt").code == 0
+    assert next(line for line in said if "learned" in line).startswith("note: the model has learned no dog; it knows")
+    said.clear()
+    assert call("text2image", *QUICK, *flags, "--prompt", "a photo of an ankle boot").code == 0
+    assert not [line for line in said if "learned" in line]
+
+
 BAD = {
     "empty prompt": (["--prompt", " "], "a prompt is empty"),
     "one of them empty": (["--prompt", "a bag", ""], "a prompt is empty"),
@@ -170,7 +191,7 @@ BAD = {
     "other side": (["--image_size", "32x30"], "image_size is 32x30; a multiple of 4 is needed"),
     "huge image": (
         ["--image_size", "96"],
-        "the language model has room for 0; shorten the prompt, or take a smaller image",
+        "the language model has room for 0; take a smaller image",
     ),
     "other checkpoint": (["--checkpoint", "{folder}/other.safetensors"], "other.safetensors does not fit this model"),
     "no checkpoint": (["--checkpoint", "nowhere.pth"], "there is no checkpoint nowhere.pth"),

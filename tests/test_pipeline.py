@@ -1,0 +1,606 @@
+"""The pipeline: images in one call, their settings, files and the hub, editing, answers, and what is refused."""
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import disa
+from disa import Guidance, ImageNoise, Pipeline, StepSchedule, pipeline
+from disa.acceleration.feature_cache import Extrapolation
+from disa.data.transforms import to_uint8
+from disa.grouping import Grouping
+from disa.models.vae import AutoencoderKL, SpaceToDepth
+from disa.tables.recipes import bundled_settings
+from tests.conftest import SMALL_MAR, fill, small_mar
+
+CLASSES = ["mar_fashion", "flowar_fashion", "xar_fashion"]
+NAMES = [*CLASSES, "harmon_fashion"]
+LOW = StepSchedule(4, 2)
+pipes: dict[str, Pipeline] = {}
+
+
+def load(name):
+    """A bundled pipeline, loaded once."""
+    if name not in pipes:
+        pipes[name] = Pipeline.from_pretrained(name, device="cpu")
+    return pipes[name]
+
+
+def asked(name, *labels):
+    """What to show, of any family."""
+    names = [pipeline.FASHION_CLASSES[label] for label in labels]
+    return {"prompts": [f"a {one}" for one in names]} if name == "harmon_fashion" else {"labels": labels}
+
+
+def call(name, *labels, **settings):
+    """A call with few steps."""
+    few = {"num_iter": 4} if name in ("mar_fashion", "harmon_fashion") else {}
+    return load(name)(**asked(name, *labels), **{"schedule": LOW, **few, **settings})
+
+
+def same(ours, theirs):
+    return [one.tobytes() for one in ours.images] == [one.tobytes() for one in theirs.images]
+
+
+# ------------------------------------------------------------------------------------------------------------ a call
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_call_gives_pictures_that_are_what_their_seeds_say(name):
+    out = call(name, 9, 8, seeds=[1, 2])
+    assert [(one.mode, one.size) for one in out.images] == [("L", (32, 32))] * 2
+    assert out.seeds == [1, 2]
+    assert out.seconds > 0
+    assert same(call(name, 9, 8, seeds=[1, 2]), out)
+    other = call(name, 9, 8, seeds=[1, 3]).images
+    assert other[1].tobytes() != out.images[1].tobytes()
+    assert np.abs(np.asarray(other[0], float) - np.asarray(out.images[0], float)).max() <= 1
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_call_without_settings_is_the_models_recipe_with_disa(name):
+    pipe, sampling = load(name), bundled_settings(name)["disa"]
+    model = pipe.model
+    own = {"guidance": sampling.guidance, "temperature": sampling.temperature, **sampling.steps}
+    latents = model.generate(torch.tensor([9]), noise=ImageNoise([7]), **own)
+    ours = pipe(labels=["ankle boot"], seeds=[7], output_type="latent")
+    assert torch.allclose(ours.images, latents, atol=1e-3)
+    assert ours.nfe == sum(model.nfe(*sampling.steps.values()))
+    assert pipe.sampling == sampling
+
+
+def test_harmon_draws_by_its_recipe():
+    assert load("harmon_fashion").sampling == bundled_settings("harmon_fashion")["disa"]
+
+
+def test_names_and_numbers_of_classes_are_the_same():
+    by_number, by_name = (load("mar_fashion")(labels=labels, seeds=[1, 2], num_iter=2, schedule=LOW) for labels in (
+        torch.tensor([9, 8]), ["Ankle Boot", "bag"]))  # fmt: skip
+    assert same(by_number, by_name)
+
+
+def test_one_label_takes_any_number_of_images_whose_seeds_are_told():
+    torch.manual_seed(3)
+    out = call("flowar_fashion", 8, num_images=3)
+    assert len(out.images) == len(set(out.seeds)) == 3
+    assert same(call("flowar_fashion", 8, seeds=out.seeds), out)
+    torch.manual_seed(3)
+    assert call("flowar_fashion", 8, num_images=3).seeds == out.seeds
+    assert len(call("flowar_fashion", 8, 9).seeds) == 2
+
+
+def test_output_types_hold_the_same_image():
+    latent, tensor, pil = (
+        call("xar_fashion", 8, seeds=[1], output_type=kind).images for kind in pipeline.OUTPUT_TYPES[::-1]
+    )
+    assert torch.equal(SpaceToDepth().decode(latent), tensor)
+    assert np.array_equal(to_uint8(tensor)[0, 0].numpy(), np.asarray(pil[0]))
+
+
+def test_settings_reach_the_model():
+    plain = call("mar_fashion", 9, seeds=[1])
+    model = load("mar_fashion").model
+    assert plain.nfe == sum(model.nfe(LOW, "DiSA", 4))
+    scale = load("mar_fashion").sampling.guidance.scale
+    assert same(call("mar_fashion", 9, seeds=[1], guidance=scale), plain)
+    assert same(call("mar_fashion", 9, seeds=[1], guidance=Guidance(scale)), plain)
+    changed = (
+        {"guidance": 1.0},
+        {"num_iter": 5},
+        {"temperature": 0.5},
+        {"sampler": "DDIM"},
+        {"grouping": Grouping("halton")},
+        {"schedule": StepSchedule(5, 2)},
+    )
+    for settings in changed:
+        assert not same(call("mar_fashion", 9, seeds=[1], **settings), plain), settings
+    extrapolated = call("flowar_fashion", 9, seeds=[1], schedule=StepSchedule(8, 8), extrapolation=Extrapolation(4))
+    assert not same(extrapolated, call("flowar_fashion", 9, seeds=[1], schedule=StepSchedule(8, 8)))
+    assert not same(call("harmon_fashion", 9, seeds=[1], negative_prompt="a bag"), call("harmon_fashion", 9, seeds=[1]))
+    assert load("mar_fashion").sampling.num_iter == 16  # a call changes nothing
+
+
+def test_harmon_draws_in_other_sizes():
+    assert call("harmon_fashion", 8, seeds=[1], image_size="16x24").images[0].size == (24, 16)
+
+
+def test_batches_change_no_image(monkeypatch):
+    whole = call("xar_fashion", 8, 9, 8, seeds=[1, 2, 3], output_type="tensor")
+    sizes = []
+    generate = load("xar_fashion").model.generate
+
+    def counted(labels, **settings):
+        sizes.append(len(labels))
+        return generate(labels, **settings)
+
+    monkeypatch.setattr(load("xar_fashion").model, "generate", counted)
+    parts = call("xar_fashion", 8, 9, 8, seeds=[1, 2, 3], output_type="tensor", batch_size=2)
+    assert sizes == [2, 1]
+    assert torch.allclose(parts.images, whole.images, atol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------------- its AR steps
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_step_shows_the_latents_so_far_and_where_they_are(name):
+    steps = []
+
+    def keep(step):
+        steps.append((step, step.latents(), step.preview()))
+
+    out = call(name, 8, 9, seeds=[1, 2], output_type="latent", callback_on_step_end=keep)
+    assert [step.step for step, *_ in steps] == list(range(4))
+    assert sum(step.evaluations for step, *_ in steps) == out.nfe
+    assert torch.equal(steps[-1][1], out.images)
+    shown = torch.zeros(2, 64, dtype=torch.bool)
+    for step, latents, preview in steps:
+        assert step.seeds == [1, 2]
+        assert [one.size for one in preview] == [(32, 32)] * 2
+        if name == "flowar_fashion":
+            assert step.positions is None
+            continue
+        shown.scatter_(1, step.positions, True)
+        assert torch.equal(latents.flatten(2).abs().sum(1) > 0, shown)
+        assert torch.equal(latents.flatten(2)[shown[:, None].expand(-1, 16, -1)],
+                           out.images.flatten(2)[shown[:, None].expand(-1, 16, -1)])  # fmt: skip
+    assert shown.all() or name == "flowar_fashion"
+
+
+def test_previews_of_flowar_become_finer():
+    latents = []
+    call("flowar_fashion", 8, seeds=[1], callback_on_step_end=lambda step: latents.append(step.latents()))
+    for one, side in zip(latents, (1, 2, 4, 8), strict=True):
+        blocks = torch.nn.functional.interpolate(one[..., :: 8 // side, :: 8 // side], (8, 8))
+        assert torch.equal(one, blocks)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_false_stops_and_gives_what_is_there(name):
+    latents = []
+
+    def second(step):
+        latents.append(step.latents())
+        return step.step < 1
+
+    out = call(name, 8, 9, 8, seeds=[1, 2, 3], output_type="latent", batch_size=2, callback_on_step_end=second)
+    assert len(latents) == 2
+    assert out.seeds == [1, 2]
+    assert torch.equal(out.images, latents[1])
+    assert 0 < out.nfe < call(name, 8, seeds=[1]).nfe
+
+
+def test_only_false_stops():
+    whole = call("xar_fashion", 8, seeds=[1])
+    for nothing in (None, 0, True):
+        assert same(call("xar_fashion", 8, seeds=[1], callback_on_step_end=lambda _, nothing=nothing: nothing), whole)
+
+
+def test_halved_blocks_stop_together(monkeypatch):
+    model, seen = load("xar_fashion").model, []
+    generate = model.generate
+
+    def small(labels, **settings):
+        if len(labels) > 1:
+            raise torch.OutOfMemoryError
+        return generate(labels, **settings)
+
+    monkeypatch.setattr(model, "generate", small)
+    out = call("xar_fashion", 8, 9, seeds=[1, 2], callback_on_step_end=lambda step: bool(seen.append(step.step)))
+    assert seen == [0]
+    assert len(out.images) == 2
+
+
+# ------------------------------------------------------------------------------------------------------------ editing
+
+
+def half():
+    """White on the right."""
+    mask = np.zeros((32, 32), np.uint8)
+    mask[:, 17:] = 1
+    return Image.fromarray(mask)
+
+
+@pytest.mark.parametrize("name", ["mar_fashion", "harmon_fashion"])
+def test_editing_keeps_what_the_mask_leaves_and_draws_the_rest(name):
+    pipe, start = load(name), call(name, 9, seeds=[1]).images[0]
+    out = pipe.edit(start, half(), **asked(name, 8), seeds=[3, 4], num_iter=4, schedule=LOW)
+    for one in out.images:
+        assert one.crop((0, 0, 16, 32)).tobytes() == start.crop((0, 0, 16, 32)).tobytes()
+        assert one.crop((16, 0, 32, 32)).tobytes() != start.crop((16, 0, 32, 32)).tobytes()
+    assert out.images[0].tobytes() != out.images[1].tobytes()
+    steps = []
+    pipe.edit(start, half(), **asked(name, 8), seeds=[3], num_iter=4, schedule=LOW, callback_on_step_end=steps.append)
+    places = torch.cat([step.positions[0] for step in steps])
+    assert sorted(places.tolist()) == [i for i in range(64) if i % 8 >= 4]  # 17 lies within the tokens from 16 on
+
+
+def test_edits_look_at_what_is_known():
+    """With the label of neither half, the new one depends on the old one."""
+    pipe, images = load("mar_fashion"), load("mar_fashion")(labels=["bag", "trouser"], seeds=[1, 1]).images
+    black = Image.new("L", (32, 32))
+    right = [
+        pipe.edit(one, half(), labels=["bag"], seeds=[5], guidance=1.0, num_iter=8).images[0].crop((16, 0, 32, 32))
+        for one in (*images, black)
+    ]
+    assert len({one.tobytes() for one in right}) == 3
+
+
+def test_there_are_no_more_ar_steps_than_tokens_to_draw():
+    mask = Image.new("L", (32, 32))
+    mask.putpixel((5, 5), 255)
+    steps = []
+    pipe = load("mar_fashion")
+    pipe.edit(mask, mask, labels=[8], seeds=[1], schedule=LOW, callback_on_step_end=steps.append)
+    assert [step.positions.tolist() for step in steps] == [[[9]]]
+
+
+def test_outpainting_with_harmon_takes_other_sizes():
+    mask = Image.new("L", (40, 32), 255)
+    mask.paste(0, (0, 0, 32, 32))
+    start = Image.new("L", (40, 32))
+    start.paste(call("harmon_fashion", 8, seeds=[1]).images[0])
+    out = load("harmon_fashion").edit(start, mask, prompts=["a bag"], seeds=[1], num_iter=4, schedule=LOW).images[0]
+    assert out.size == (40, 32)
+    assert out.crop((0, 0, 32, 32)).tobytes() == start.crop((0, 0, 32, 32)).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "mask", "sentence"),
+    [
+        ("flowar_fashion", Image.new("L", (32, 32)), half(), "only MAR and Harmon can edit"),
+        ("mar_fashion", Image.new("L", (40, 32)), Image.new("L", (40, 32), 255), "makes images of 32 pixels"),
+        ("mar_fashion", Image.new("L", (32, 32)), Image.new("L", (16, 32)), "must be of one size"),
+        ("mar_fashion", Image.new("L", (32, 32)), Image.new("L", (32, 32)), "the mask is black everywhere"),
+        ("mar_fashion", "bag.png", half(), "image is str; a PIL image is needed"),
+    ],
+)
+def test_an_impossible_edit_is_refused(name, image, mask, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        load(name).edit(image, mask, labels=[1], seeds=[1])
+
+
+# ------------------------------------------------------------------------------------------------------------ answers
+
+
+def test_harmon_answers_and_streams():
+    pipe, pieces = load("harmon_fashion"), []
+    bag = pipe(prompts=["a bag"], seeds=[1]).images[0]
+    assert "bag" in pipe.describe(bag, "What is this?", on_text=pieces.append)
+    assert "".join(pieces).strip() == pipe.describe(bag, "What is this?")
+    assert len(pieces) > 1
+    assert len(pipe.describe(bag, max_new_tokens=1).split()) <= 1
+
+
+def test_impossible_questions_are_refused():
+    image = Image.new("L", (32, 32))
+    with pytest.raises(ValueError, match=r"mar_fashion answers no questions; load one of .*harmon_fashion"):
+        load("mar_fashion").describe(image)
+    with pytest.raises(ValueError, match="max_new_tokens is 0"):
+        load("harmon_fashion").describe(image, max_new_tokens=0)
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        load("harmon_fashion").describe(image, " ")
+    with pytest.raises(ValueError, match="too many; shorten the question"):
+        load("harmon_fashion").describe(image, "bag " * 600)
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_saved_pipelines_make_the_same_images_bit_for_bit(name, tmp_path):
+    pipe = load(name)
+    folder = pipe.save_pretrained(tmp_path / "saved")
+    again = Pipeline.from_pretrained(folder, device="cpu")
+    assert again.model is not pipe.model
+    for attribute in ("name", "sampling", "image_size"):
+        assert getattr(again, attribute) == getattr(pipe, attribute)
+    words = asked(name, 9, 8)
+    few = {"num_iter": 4} if again.sampling.num_iter else {}
+    ours, theirs = (one(**words, seeds=[1, 2], output_type="tensor", **few).images for one in (pipe, again))
+    assert torch.equal(ours, theirs)
+    if name == "harmon_fashion":
+        assert again.describe(Image.new("L", (32, 32))) == pipe.describe(Image.new("L", (32, 32)))
+    else:
+        assert list(again.classes) == list(pipe.classes)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model"] == name
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: disa\n")
+    assert f"# {name}\n" in card
+
+
+@pytest.fixture
+def released(tmp_path):
+    """A small MAR and a small KL-16 in files, as if they were released."""
+    sizes = {key: value for key, value in SMALL_MAR.items() if "drop" not in key and key != "diffusion_batch_mul"}
+    model, vae = tmp_path / "mar.safetensors", tmp_path / "kl16.ckpt"
+    save_file({name: value.clone() for name, value in small_mar().state_dict().items()}, model)
+    torch.manual_seed(0)
+    torch.save(AutoencoderKL(widths=(32,) * 5).state_dict(), vae)
+    return model, vae, sizes
+
+
+def test_released_weights_and_their_vae_go_into_the_folder(released, tmp_path, monkeypatch):
+    model, vae, sizes = released
+    monkeypatch.setattr("disa.weights.load.AutoencoderKL", lambda channels: AutoencoderKL(channels, widths=(32,) * 5))
+    pipe = Pipeline.from_pretrained(
+        "mar", checkpoint=str(model), vae=str(vae), device="cpu", dtype=torch.float32, **sizes
+    )
+    assert (pipe.image_size, pipe.sampling.num_iter) == (64, 16)  # no more AR steps than tokens
+    out = pipe(labels=[3], seeds=[1], schedule=LOW, output_type="tensor")
+    assert out.images.shape == (1, 3, 64, 64)
+    assert pipe(labels=[3], seeds=[1], schedule=LOW).images[0].mode == "RGB"
+    monkeypatch.undo()
+    again = Pipeline.from_pretrained(str(pipe.save_pretrained(str(tmp_path / "saved"))), device="cpu")
+    assert torch.equal(again(labels=[3], seeds=[1], schedule=LOW, output_type="tensor").images, out.images)
+    start = pipe(labels=[3], seeds=[1], schedule=LOW).images[0]
+    mask = Image.new("L", start.size)
+    mask.paste(255, (32, 0, 64, 64))
+    steps = []
+    pipe.edit(start, mask, labels=[3], seeds=[1], schedule=LOW, output_type="latent", callback_on_step_end=steps.append)
+    assert sum(step.tokens for step in steps) == 8
+
+
+def test_half_precision_is_saved_as_it_is(tmp_path):
+    pipe = Pipeline.from_pretrained("flowar_fashion", device="cpu", dtype="bfloat16")
+    out = pipe(labels=[1], seeds=[1], schedule=LOW, output_type="tensor").images
+    again = Pipeline.from_pretrained(pipe.save_pretrained(tmp_path), device="cpu", dtype="bfloat16")
+    assert torch.equal(again(labels=[1], seeds=[1], schedule=LOW, output_type="tensor").images, out)
+    assert out.dtype == torch.bfloat16
+
+
+def test_imagenets_class_names_are_known():
+    names = pipeline._class_names(disa.build_model("mar", **{**SMALL_MAR, "num_classes": 1000}), bundled=False)
+    assert (len(names), names[207], names[0]) == (1000, "golden retriever", "tench")
+    assert pipeline._class_names(fill(disa.build_model("mar", **SMALL_MAR)), bundled=False) is None
+
+
+def test_a_training_says_what_it_trained(tmp_path):
+    small = {"width": 32, "depth": 1, "head_width": 32, "head_depth": 1}
+    model = disa.build_model("mar_fashion", **small)
+    state = dict(model.state_dict())
+    args = argparse.Namespace(model="mar_fashion", arguments=small)
+    torch.save({"model": state, "model_ema": state, "args": args}, tmp_path / "checkpoint-last.pth")
+    pipe = Pipeline.from_pretrained(tmp_path, device="cpu")
+    assert (pipe.name, pipe.arguments, pipe.sampling) == ("mar_fashion", small, load("mar_fashion").sampling)
+    assert pipe(labels=["bag"], seeds=[1], num_iter=2, schedule=LOW).images[0].size == (32, 32)
+    torch.save({"model": state, "model_ema": state}, tmp_path / "checkpoint-last.pth")
+    with pytest.raises(ValueError, match="does not say which model it is of; give its name, and checkpoint="):
+        Pipeline.from_pretrained(tmp_path, device="cpu")
+
+
+# ---------------------------------------------------------------------------------------------------------------- hub
+
+
+def test_a_repository_of_push_to_hub_comes_back(monkeypatch, tmp_path):
+    calls = []
+
+    class Api:
+        def __init__(self, token):
+            calls.append(("token", token))
+
+        def create_repo(self, repository, private, exist_ok):
+            calls.append((repository, private, exist_ok))
+            return f"https://hub/{repository}"
+
+        def upload_folder(self, repo_id, folder_path, **_):
+            load("flowar_fashion").save_pretrained(tmp_path / "hub")
+            names = sorted(path.name for path in (tmp_path / "hub").iterdir())
+            assert sorted(path.name for path in pipeline.Path(folder_path).iterdir()) == names
+            calls.append(repo_id)
+
+    def fetch(repository, allow_patterns):
+        calls.append(("fetched", repository))
+        assert "*.safetensors" in allow_patterns
+        return str(tmp_path / "hub")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert load("flowar_fashion").push_to_hub("me/flowar", private=True, token="t") == "https://hub/me/flowar"
+    again = Pipeline.from_pretrained("me/flowar", device="cpu")
+    assert calls == [("token", "t"), ("me/flowar", True, True), "me/flowar", ("fetched", "me/flowar")]
+    assert same(again(labels=[8], seeds=[1], schedule=LOW), call("flowar_fashion", 8, seeds=[1]))
+
+
+def test_harmons_repositories_are_known(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
+
+    def loaded(name, checkpoint, *_, **__):
+        seen.append((name, checkpoint))
+        raise FileNotFoundError("far enough")
+
+    monkeypatch.setattr(pipeline, "load_model", loaded)
+    for repository, name in pipeline.HUB.items():
+        with pytest.raises(FileNotFoundError, match="far enough"):
+            Pipeline.from_pretrained(repository, device="cpu")
+        assert seen.pop() == (name, tmp_path)
+
+
+def test_published_weights_on_the_hub_come_from_it(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *place: seen.append(place) or "there.pth")
+    for name in disa.list_models("[!m]*_[!f]*"):
+        recipe = pipeline.disa_recipe(name)
+        assert pipeline._published(recipe, name) == pipeline.Path("there.pth")
+    assert ("OliverRen/FlowAR", "FlowAR-S.pth") in seen
+    assert ("wusize/harmon", "harmon_1.5b.pth") in seen
+    assert len(seen) == 8
+    with pytest.raises(FileNotFoundError, match="disa checkpoints fetch mar_base"):
+        pipeline._published(pipeline.disa_recipe("mar_base"), "mar_base")
+
+
+def test_a_repository_that_cannot_be_reached_is_one_sentence(monkeypatch):
+    def fail(*_, **__):
+        raise OSError("no network\nmore")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(OSError, match=r"^me/mar could not be fetched from the hub \(no network\)$"):
+        Pipeline.from_pretrained("me/mar", device="cpu")
+
+
+# ----------------------------------------------------------------------------------------------------- wrong arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"labels": "bag"}, r"labels is 'bag'; give a list, labels=\['bag'\]"),
+        ({"labels": 8}, r"labels is 8; give a list, labels=\[8\]"),
+        ({"labels": []}, "labels is empty"),
+        ({}, r"mar_fashion takes labels, .*give labels=\[…\]"),
+        ({"prompts": ["a bag"]}, "mar_fashion takes labels"),
+        ({"labels": [1], "prompts": ["a bag"]}, "mar_fashion takes labels"),
+        ({"labels": ["bagg"]}, r"no class 'bagg'; its classes are 0 to 9; did you mean bag\?"),
+        ({"labels": ["zebra"]}, "no class 'zebra'; its classes are 0 to 9$"),
+        ({"labels": [10]}, "a label is 10; mar_fashion knows 0 to 9"),
+        ({"labels": [-1]}, "a label is -1"),
+        ({"labels": [1.5]}, r"a label is 1\.5"),
+        ({"labels": [True]}, "a label is True"),
+        ({"labels": [1, 2], "seeds": [1]}, "the number of seeds is 1, and 2 labels or prompts are given"),
+        ({"labels": [1, 2], "seeds": [1, 2, 3]}, "the number of seeds is 3, and 2 labels"),
+        ({"labels": [1, 2], "num_images": 3}, "num_images is 3, and 2 labels"),
+        ({"labels": [1], "seeds": [1], "num_images": 1}, "both seeds and num_images"),
+        ({"labels": [1], "seeds": 1}, r"seeds is 1; give a list, seeds=\[1\]"),
+        ({"labels": [1], "seeds": "12"}, "seeds is '12'; give a list"),
+        ({"labels": [1], "seeds": []}, "the number of seeds is 0"),
+        ({"labels": [1], "seeds": [-1]}, "a seed is -1"),
+        ({"labels": [1], "seeds": ["1"]}, "a seed is '1'"),
+        ({"labels": [1], "num_images": 0}, "num_images is 0"),
+        ({"labels": [1], "num_images": 2.0}, r"num_images is 2\.0"),
+        ({"labels": [1], "guidance": "high"}, "guidance is 'high'; needed is Guidance or int or float"),
+        ({"labels": [1], "guidance": -1.0}, r"Guidance\.scale is -1\.0"),
+        ({"labels": [1], "guidance": True}, "guidance is True"),
+        ({"labels": [1], "num_iter": 0}, "num_iter is 0"),
+        ({"labels": [1], "num_iter": 65}, "num_iter is 65; an image has 64 tokens"),
+        ({"labels": [1], "temperature": -1.0}, "temperature is -1"),
+        ({"labels": [1], "sampler": "euler"}, "euler"),
+        ({"labels": [1], "schedule": "nowhere.json"}, "there is no step schedule nowhere.json"),
+        ({"labels": [1], "schedule": 5}, "schedule is 5; needed is StepSchedule or str"),
+        ({"labels": [1], "guidence": 2.0}, r"no setting guidence; there are .*; did you mean guidance\?"),
+        ({"labels": [1], "extrapolation": Extrapolation(2)}, "no setting extrapolation"),
+        ({"labels": [1], "output_type": "np"}, "output_type is 'np'; allowed are pil, tensor, latent"),
+        ({"labels": [1], "batch_size": 0}, "batch_size is 0"),
+        ({"labels": [1], "image_size": 64}, "image_size is 64; mar_fashion makes images of 32 pixels per side"),
+    ],
+)
+def test_a_wrong_argument_is_one_sentence(arguments, sentence, monkeypatch):
+    monkeypatch.setattr(load("mar_fashion").model, "generate", None)  # before any work
+    with pytest.raises((ValueError, FileNotFoundError), match=sentence):
+        load("mar_fashion")(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"prompts": "a bag"}, r"prompts is 'a bag'; give a list, prompts=\['a bag'\]"),
+        ({"prompts": [8]}, r"prompts are \[8\]; texts are needed"),
+        ({"prompts": [" "]}, "a prompt is empty"),
+        ({"labels": [8]}, "harmon_fashion takes prompts"),
+        ({"prompts": ["a bag"], "image_size": 30}, "image_size is 30; a multiple of 4"),
+        ({"prompts": ["a bag"], "num_iter": 65}, "num_iter is 65"),
+    ],
+)
+def test_a_wrong_argument_of_harmon_is_one_sentence(arguments, sentence, monkeypatch):
+    monkeypatch.setattr(load("harmon_fashion").model, "generate", None)
+    with pytest.raises(ValueError, match=sentence):
+        load("harmon_fashion")(**arguments)
+
+
+def test_flow_models_take_no_number_of_ar_steps():
+    with pytest.raises(ValueError, match="xar_fashion has no setting num_iter"):
+        load("xar_fashion")(labels=[1], num_iter=8)
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments", "error", "sentence"),
+    [
+        ("mar_fashon", {}, ValueError, r"no model or folder 'mar_fashon'; did you mean mar_fashion\?"),
+        ("./nowhere", {}, ValueError, "no model or folder './nowhere'"),
+        ("me/mar", {"checkpoint": "x.pth"}, ValueError, "checkpoint go with a model's name"),
+        ("mar_fashion", {"vae": "kl16.ckpt"}, ValueError, "mar_fashion has a VAE of its own"),
+        ("mar_fashion", {"device": "tpu"}, ValueError, "device is 'tpu'"),
+        ("mar_fashion", {"dtype": "int8"}, ValueError, "dtype is 'int8'"),
+        ("mar", {}, ValueError, "mar is the name of a shape, without weights; give a checkpoint"),
+        ("mar_base", {}, FileNotFoundError, "disa checkpoints fetch mar_base"),
+        ("mar_base", {"checkpoint": "nowhere.pth"}, FileNotFoundError, "disa checkpoints fetch kl16"),
+        ("mar_base", {"checkpoint": "nowhere.pth", "vae": "x"}, FileNotFoundError, r"nowhere\.pth|no VAE x"),
+    ],
+)
+def test_a_wrong_source_is_one_sentence(source, arguments, error, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=sentence) as raised:
+        Pipeline.from_pretrained(source, **{"device": "cpu", **arguments})
+    assert "\n" not in str(raised.value)
+
+
+def test_without_transformers_harmon_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match=r"pip install 'disa\[harmon\]'"):
+        Pipeline.from_pretrained("harmon_fashion", device="cpu")
+
+
+def test_a_saved_pipeline_takes_no_other_vae(tmp_path):
+    with pytest.raises(ValueError, match="holds its own VAE and text tokenizer; give none"):
+        Pipeline.from_pretrained(tmp_path, vae="kl16.ckpt", device="cpu")
+
+
+def test_folders_that_are_no_pipelines_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+        Pipeline.from_pretrained(tmp_path, device="cpu")
+    for wrong in ("{", "{}", '{"model": 1}', "[]"):
+        (tmp_path / "config.json").write_text(wrong)
+        with pytest.raises(ValueError, match=r"config\.json is not a pipeline's"):
+            Pipeline.from_pretrained(tmp_path, device="cpu")
+
+
+# ---------------------------------------------------------------------------------------------------------- the names
+
+
+def test_models_are_listed():
+    assert disa.list_models("*_fashion") == NAMES
+    assert {"mar_base", "harmon_1.5b"} < set(disa.list_models())
+    assert not {"mar", "harmon"} & set(disa.list_models())
+
+
+def test_importing_disa_imports_no_torch():
+    program = "import sys, disa; disa.__all__; assert 'torch' not in sys.modules; print(disa.Pipeline.__name__)"
+    assert (
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+        == "Pipeline\n"
+    )
+
+
+def test_an_output_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        call("xar_fashion", 8, seeds=[1]).seeds = []
