@@ -63,7 +63,7 @@ def test_wrong_configs_are_named(tmp_path):
         ),
         (
             f"_base_ = '{CONFIGS}/harmon_fashion.py'\ndefaults = dict(num_itre=8, upper_steps=9, cfg=2.0)",
-            "defaults has num_itre, upper_steps; allowed are batch_size, cfg, ",
+            "defaults has num_itre, upper_steps; allowed are batch_size, cache_conditions, ",
         ),
         ("model = ", "mine.py cannot be read as a config"),
         ("_base_ = 'yours.py'", "mine.py cannot be read as a config"),
