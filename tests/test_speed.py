@@ -112,5 +112,5 @@ def test_settings_are_compared_with_their_parts(tmp_path):
     words = ["--model", "flowar_fashion", "--batch_size", "1", "--rounds", "1", "--device", "cpu"]
     run("-m", "benchmarks.speed", *words, "--out", tmp_path / "speed.md", cwd=ROOT)
     text = (tmp_path / "speed.md").read_text()
-    assert "| without DiSA   |" in text
+    assert "| without DiSA " in text
     assert "`flowar_fashion`, batches of 1, medians of 1 rounds" in text

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from benchmarks.features import extract_features, measure
 from disa import StepSchedule, build_model, load_model
 from disa.evaluation.results import Results
-from disa.generation.generators import LabelGenerator
+from disa.generation.generators import LabelGenerator, Sampling
 from disa.generation.images import image_path, is_whole
 from tests.conftest import small_mar
 from tests.helpers import processes
@@ -116,7 +116,8 @@ def test_one_process_evaluates(whole):
     assert sorted(contents(folder / "images")) == [f"{image_id:06d}.png" for image_id in range(IMAGES)]
     assert Image.open(folder / "samples.png").size[0] > 320
     assert "note: 62 images are not a multiple of 10 classes; the first 2 get one more" in printed
-    labels = LabelGenerator(load_model("mar_fashion"), None, None, torch.device("cpu")).labels(range(IMAGES))
+    model, sampling = load_model("mar_fashion"), Sampling(1, StepSchedule())
+    labels = LabelGenerator(model, None, sampling, torch.device("cpu")).labels(range(IMAGES))
     assert labels.bincount().tolist() == [7, 7, *[6] * 8]
     paths = [image_path(folder / "images", image_id) for image_id in range(IMAGES)]
     found = extract_features(paths, "fashion-classifier")
