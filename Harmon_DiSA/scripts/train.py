@@ -18,7 +18,7 @@ def get_parser() -> argparse.ArgumentParser:
     with extra("harmon"):
         from mmengine.config import DictAction
 
-    class Options(DictAction):
+    class Options(DictAction):  # type: ignore[misc]  # mmengine is not typed
         def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
             if wrong := next((one for one in values if "=" not in one), None):
                 parser.error(f"--cfg-options has {wrong!r}; name=value is needed, such as training.lr=1e-5")
