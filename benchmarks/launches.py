@@ -459,9 +459,9 @@ def by_part(model: nn.Module, meter: Meter) -> Iterator[None]:
             block.forward = partial(meter.run_block, block, block.forward)
     call = Annealing.__call__
 
-    def counted(self: Annealing, step: int, network: Anything, *sizes: Anything) -> Tensor:
+    def counted(self: Annealing, step: int, network: Anything, *sizes: Anything, **traced: Anything) -> Tensor:
         with meter.within("head"):
-            sample = call(self, step, partial(meter.evaluate, network), *sizes)
+            sample = call(self, step, partial(meter.evaluate, network), *sizes, **traced)
         meter.next_step()
         return sample
 

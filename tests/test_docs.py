@@ -17,6 +17,7 @@ from accelerate.commands.launch import launch_command_parser
 from torch.distributed.run import get_args_parser
 
 from disa import StepSchedule
+from disa.commands.flags import Parser
 from disa.tables.recipes import bundled_settings, choose, load_tables
 from disa.weights.fetch import CATALOGUE
 from tests.helpers.processes import ROOT
@@ -122,6 +123,7 @@ def parse(program, words, monkeypatch):
     with (
         mock.patch.object(argparse.ArgumentParser, "parse_args", stop),
         mock.patch.object(argparse.ArgumentParser, "error", complain),
+        mock.patch.object(Parser, "error", complain),
     ):
         try:
             program()
