@@ -161,7 +161,7 @@ def compare(model: str, folder: Path, args: argparse.Namespace) -> tuple[dict[st
         seconds, differences = [], []
         for seed in tqdm(range(args.rounds + 1), unit="round", desc=model):
             seconds.append((before.generate(seed), now.generate(seed)))
-            expected, latents = (torch.load(one.latents).double() for one in (before, now))
+            expected, latents = (torch.load(one.latents, weights_only=True).double() for one in (before, now))
             differences.append(((latents - expected).norm() / expected.norm()).item())
     del seconds[0]  # which warmed up
     taken_before, taken = (statistics.median(side) for side in zip(*seconds, strict=True))

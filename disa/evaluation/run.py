@@ -62,9 +62,9 @@ def evaluate(
     """Generate images, measure them, and write `results.json`, `samples.png` and TensorBoard scalars.
 
     Every rank calls this. An evaluation that was killed goes on from what it last saved, on any number of ranks.
-    An impossible count, or a folder of images that were made with other settings, raises a ValueError. Other results
-    in `folder` are kept, as results-<digest>.json. A request to stop (SIGINT,
-    SIGTERM) saves what is counted, and raises a KeyboardInterrupt that says how to go on.
+    An impossible count, or a folder of images that were made with other settings, raises a ValueError. Other results in
+    `folder` are kept, as results-<digest>.json. A request to stop (SIGINT, SIGTERM) saves what is counted, and raises a
+    KeyboardInterrupt that says how to go on.
 
     Args:
         specs: what to measure, see `plan_metrics`.
