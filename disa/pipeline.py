@@ -462,28 +462,9 @@ class Pipeline:
             raise ValueError(f"{self.name} answers no questions; load one of {', '.join(list_models('harmon*'))}")
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
-        (rows, columns), stride, text = self._shape(image_size), self.vae.stride, self.model.text
-        asked = text.question(question, self.model.image_tokens((rows, columns)))
-        room = self.model.llm.config.max_position_embeddings - len(asked)
-        if room < 1:
-            raise ValueError(
-                f"the question and the image take {len(asked)} tokens, {1 - room} too many; "
-                "shorten the question, or take a smaller image"
-            )
-        pixels = fit_image(image.convert("RGB"), rows * stride, columns * stride, self.vae)
-        with torch.no_grad():
-            latents = self.vae.encode(pixels.to(self.device, self._dtype))
-        answer = self.model.answer(
-            latents,
-            torch.tensor([asked], device=self.device),
-            text.image_token,
-            max_new_tokens=min(max_new_tokens, room),
-            do_sample=False,
-            eos_token_id=text.end_token,
-            pad_token_id=text.end_token,
-            streamer=on_text and _streamer(text, on_text),
-        )
-        return text.decode(answer[0])
+        shape, text = self._shape(image_size), self.model.text
+        streamer = on_text and _streamer(text, on_text)
+        return answer_question(self.model, image.convert("RGB"), shape, question, max_new_tokens, streamer)
 
     def _generator(
         self, asked: list[int] | list[str], sampling: Sampling, shape: tuple[int, int], negative_prompt: str
@@ -591,6 +572,45 @@ def list_models(pattern: str = "*") -> list[str]:
     """
     names = [name for name, spec in MODELS.items() if spec.bundled or name in CATALOGUE]
     return fnmatch.filter(names, pattern)
+
+
+@torch.no_grad()
+def answer_question(
+    model: Harmon,
+    image: Image.Image,
+    shape: tuple[int, int],
+    question: str,
+    max_new_tokens: int,
+    streamer: object = None,
+    called: str = "question",
+) -> str:
+    """Answer a question on an image that is fitted to `shape` (rows, columns) of tokens.
+
+    `model` has a text tokenizer. `streamer` is one of transformers'; `called` is what an error calls the question.
+
+    Raises:
+        ValueError: question and image are too long.
+    """
+    assert model.text is not None
+    text, stride, room_in_all = model.text, model.vae.stride, model.llm.config.max_position_embeddings
+    asked, least = (len(text.question(one, model.image_tokens(shape))) for one in (question, "a"))
+    room = room_in_all - asked
+    if room < 1:
+        taken = f"the {called} and the image take {asked} tokens, {1 - room} too many"
+        raise ValueError(f"{taken}; {f'shorten the {called}, or ' * (least < room_in_all)}take a smaller image")
+    pixels = fit_image(image, shape[0] * stride, shape[1] * stride, model.vae)
+    device = model.mar.mask_token.device
+    answer = model.answer(
+        model.vae.encode(pixels.to(device, model.llm.dtype)),
+        torch.tensor([text.question(question, model.image_tokens(shape))], device=device),
+        text.image_token,
+        max_new_tokens=min(max_new_tokens, room),
+        do_sample=False,
+        eos_token_id=text.end_token,
+        pad_token_id=text.end_token,
+        streamer=streamer,
+    )
+    return text.decode(answer[0])
 
 
 def fit_image(image: Image.Image, height: int, width: int, vae: VAE) -> Tensor:
