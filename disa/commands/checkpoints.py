@@ -6,11 +6,16 @@ import itertools
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 
+from ..models import MODELS
 from ..runtime.devices import DTYPES
+from ..tables.recipes import disa_recipe
 from ..weights import fetch, load, verify
+from ..weights.hub import hub_folder
 from .flags import HelpFormatter, Parser
 
 SHOWN = 5  # differences of a kind
+TEXT_FILES = ("*.json", "*.txt")  # what a text tokenizer has in a repository of weights
+FOLDER = "folder; by default DISA_WEIGHTS, or pretrained_models at the top of the checkout, for all families"
 
 
 def add_flags(parser: ArgumentParser) -> None:
@@ -24,7 +29,7 @@ def add_flags(parser: ArgumentParser) -> None:
     add("list", _list, "name, size, licence and origin of every published file")
     command = add("fetch", _fetch, "download published files; a broken download goes on where it stopped")
     command.add_argument("name", nargs="+", metavar="NAME", help="one of `disa checkpoints list`")
-    command.add_argument("--out", default="pretrained_models", help="folder")
+    command.add_argument("--out", help=FOLDER)
     command = add("verify", _verify, "compare a file with what was published: names, shapes, finite values")
     command.add_argument("path", metavar="PATH")
     names = ", ".join(verify.manifests())
@@ -48,7 +53,17 @@ def _list(_: Namespace) -> None:
 
 def _fetch(args: Namespace) -> None:
     for name in args.name:
+        fetch.published(name)  # refuses an unknown one before anything is fetched
+    for name in args.name:
         print(fetch.fetch(name, args.out))
+        if repository := _text_tokenizer(name):
+            print(hub_folder(repository, TEXT_FILES))
+
+
+def _text_tokenizer(name: str) -> str | None:
+    """Return the repository on the hub whose text tokenizer a published model needs."""
+    model = name.removesuffix("-o")  # Harmon as its authors fine-tuned it further, of the same shape
+    return disa_recipe(model).text_tokenizer if model in MODELS else None
 
 
 def _verify(args: Namespace) -> int:
@@ -69,5 +84,5 @@ def download(description: str, files: Sequence[str]) -> None:
     """Fetch some of `files` or all, as the command line says."""
     parser = Parser(description=description, formatter_class=HelpFormatter)
     parser.add_argument("name", nargs="*", default=files, help=f"some of {', '.join(files)}; by default all")
-    parser.add_argument("--out", default="pretrained_models", help="folder")
+    parser.add_argument("--out", help=FOLDER)
     _fetch(parser.parse_args())

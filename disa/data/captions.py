@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -48,6 +48,12 @@ def unknown_words(prompt: str) -> list[str]:
     """List the words of `prompt` that no caption has."""
     known = {"an", *LIGHTS, *WIDTHS, *" ".join((*FRAMES, *FASHION_CLASSES)).split()}
     return [word for word in re.findall(r"[\w-]+", prompt.lower()) if word not in known]
+
+
+def unlearned(prompts: Iterable[str]) -> str:
+    """Say which words of `prompts` no caption has; nothing if there are none."""
+    words = ", ".join(dict.fromkeys(word for prompt in prompts for word in unknown_words(prompt)))
+    return f"the model has learned no {words}; it knows captions like 'a dark narrow dress'" if words else ""
 
 
 def describe(label: int, said: Sequence[str], frame: str) -> str:

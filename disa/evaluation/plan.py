@@ -11,6 +11,7 @@ import torch
 
 from ..runtime import distributed
 from ..runtime.files import BUNDLED, image_files, sha256
+from ..runtime.shared import places
 from .extractors import EXTRACTORS, Extractor, missing
 from .metrics import FROM_FEATURES, METRICS, Statistics, image_statistics
 
@@ -109,10 +110,10 @@ def check_flags(metrics: str, features: str, place: str, extractors: Mapping[str
 
 def _automatic_reference(extractor: str, bundled: Path | None) -> str | None:
     """The reference that comes with the package, in the folder `bundled`, or that was fetched for ImageNet."""
-    places = [Path(place) for place in IMAGENET_STATISTICS if extractor == "inception"]
+    files = [file for place in IMAGENET_STATISTICS if extractor == "inception" for file in places(place)]
     if bundled is not None:
-        places = [bundled / f"fashion_test_{extractor}.npz"]
-    return next((str(place) for place in places if place.is_file()), None)
+        files = [bundled / f"fashion_test_{extractor}.npz"]
+    return next((str(file) for file in files if file.is_file()), None)
 
 
 def _misfit(reference: Statistics, place: str | None, name: str, extractor: Extractor) -> str | None:

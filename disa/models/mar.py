@@ -193,9 +193,10 @@ def autoregress(
     orders = grouping.arrange(anneal.noise.orders(length), shape)
     tokens, masked = torch.zeros(len(orders), length, head.channels, device=orders.device), length
     if known_tokens is not None:  # they come first in the order, whose end that is
+        masked -= int(known_tokens[1].sum())  # before it is moved: of a mask on the CPU, nothing waits for a GPU
         given, is_known = (one.to(orders.device) for one in known_tokens)
         orders = orders.gather(1, is_known[orders].long().argsort(dim=1, stable=True))
-        tokens, masked = torch.where(is_known[:, None], given.float(), tokens), length - int(is_known.sum())
+        tokens = torch.where(is_known[:, None], given.float(), tokens)
     if num_iter > masked:
         raise ValueError(f"num_iter is {num_iter}; there must be 1 to {masked} AR steps, for there are {masked} tokens")
     embedded = embed_times(head.net.time_embed, anneal.times, orders.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -219,6 +219,29 @@ def slice_rows(elements: int, free_bytes: int | None) -> int:
     return max(rows, 1)
 
 
+def tile_starts(length: int, limit: int) -> tuple[list[int], int]:
+    """Choose where tiles of at most `limit` begin that cover `length`, evenly, and how long each is.
+
+    Neighbours share a quarter of `limit` or more, which is at least 2.
+    """
+    size = min(length, limit)
+    steps = -(-(length - size) // (size - max(size // 4, 1))) if length > size else 0
+    return [round(i * (length - size) / max(steps, 1)) for i in range(steps + 1)], size
+
+
+def join_tiles(tiles: Sequence[Tensor], starts: Sequence[int], dim: int) -> Tensor:
+    """Join tiles along `dim`, where each begins at its start; where it overlaps those before, they fade linearly."""
+    whole = tiles[0]
+    for tile, start in zip(tiles[1:], starts[1:], strict=True):
+        before, fading = whole.split((start, whole.shape[dim] - start), dim)
+        overlap = fading.shape[dim]
+        ramp = torch.arange(1, overlap + 1, device=tile.device, dtype=tile.dtype) / (overlap + 1)
+        shape = [overlap if i == dim else 1 for i in range(tile.dim())]
+        growing, after = tile.split((overlap, tile.shape[dim] - overlap), dim)
+        whole = torch.cat([before, torch.lerp(fading, growing, ramp.view(shape)), after], dim)
+    return whole
+
+
 def free_memory(device: torch.device) -> int | None:
     """Bytes of a GPU's memory that can be allocated; None for other devices, and where there is no GPU."""
     if device.type != "cuda" or not torch.cuda.is_available():
@@ -238,7 +261,13 @@ class AutoencoderKL(nn.Module):
         blocks: residual blocks per resolution in the encoder; the decoder has one more.
         image_channels: 3 for colour, 1 for grey.
         scale: brings latents to unit variance.
+
+    Attributes:
+        tile: None, or the side, in pixels, of the overlapping tiles that images are encoded and decoded in. Memory then
+            depends on the tile, not on the image. Norms and attention see one tile, which changes images a little.
     """
+
+    tile: int | None = None
 
     def __init__(
         self,
@@ -262,7 +291,7 @@ class AutoencoderKL(nn.Module):
         height, width = images.shape[2:]
         if height % self.stride or width % self.stride:
             raise ValueError(f"images are {height}×{width}; their sides must be multiples of {self.stride}")
-        return self._in_slices(lambda part: self.quant_conv(self.encoder(part)), images, height, width)
+        return self._in_tiles(lambda part: self.quant_conv(self.encoder(part)), images, self.stride, 1)
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1] -> latents [B, C, h, w]: the posterior's mean, with `noise` a sample."""
@@ -270,10 +299,21 @@ class AutoencoderKL(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] -> images [B, 3, H, W], in [-1, 1] up to the network's overshoot."""
-        height, width = (side * self.stride for side in latents.shape[2:])
-        return self._in_slices(
-            lambda part: self.decoder(self.post_quant_conv(part)), latents / self.scale, height, width
+        return self._in_tiles(
+            lambda part: self.decoder(self.post_quant_conv(part)), latents / self.scale, 1, self.stride
         )
+
+    def _in_tiles(self, network: Callable[[Tensor], Tensor], inputs: Tensor, grain: int, out_grain: int) -> Tensor:
+        """Apply `network` to tiles of `inputs`; a latent is `grain` inputs and `out_grain` outputs along each side."""
+        rows, columns = (side // grain for side in inputs.shape[2:])
+        limit = max(rows, columns) if self.tile is None else self.tile // self.stride
+        (tops, high), (lefts, wide) = tile_starts(rows, limit), tile_starts(columns, limit)
+        strips = []
+        for strip in (inputs[:, :, top * grain : (top + high) * grain] for top in tops):
+            parts = (strip[..., left * grain : (left + wide) * grain] for left in lefts)
+            tiles = [self._in_slices(network, part, high * self.stride, wide * self.stride) for part in parts]
+            strips.append(join_tiles(tiles, [left * out_grain for left in lefts], 3))
+        return join_tiles(strips, [top * out_grain for top in tops], 2)
 
     def _in_slices(self, network: Callable[[Tensor], Tensor], inputs: Tensor, height: int, width: int) -> Tensor:
         """Apply `network` to slices of `inputs`, whose images are `height`×`width`: the same outputs in less memory."""

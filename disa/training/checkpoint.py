@@ -11,6 +11,7 @@ from torch import nn
 
 from ..runtime import distributed
 from ..runtime.files import atomic_write
+from ..runtime.shared import places
 from ..weights.fetch import LAST as LAST  # what training writes
 from ..weights.load import load_into, read_checkpoint
 from . import sharding
@@ -19,10 +20,12 @@ from .optimization import EMA, TrainingSettings, parameter_groups
 
 def find_checkpoint(resume: str | Path) -> Path:
     """Return the checkpoint that `resume` names, a file or in a folder checkpoint-last.pth; else FileNotFoundError."""
-    path = Path(resume) / LAST if Path(resume).is_dir() else Path(resume)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path} to resume from")
-    return path
+    for place in places(resume):
+        for file in (place, place / LAST):
+            if file.is_file():
+                return file
+    missing = Path(resume) / LAST if Path(resume).is_dir() else Path(resume)
+    raise FileNotFoundError(f"there is no checkpoint {missing} to resume from")
 
 
 class TrainingState:

@@ -290,7 +290,8 @@ def run_training(config: TrainingConfig, output: Path, *, resume: str | None = N
         device=place,
         output=output,
         log=output,
-        args=argparse.Namespace(**asdict(config)),
+        # `arguments` of the model are for `Pipeline.from_pretrained`.
+        args=argparse.Namespace(**asdict(config), arguments={"mar": dict(config.mar), "llm": dict(config.llm)}),
         resume=checkpoint,
         shard=os.environ.get("ACCELERATE_USE_FSDP") == "true",  # set by `accelerate launch --use_fsdp`
     )

@@ -1,20 +1,23 @@
-"""Published weights: the catalogue, and downloads that can be continued."""
+"""Published weights: the catalogue, where they are, and downloads that can be continued."""
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import shutil
 import time
 import urllib.request
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import HTTPError
 
 from tqdm import tqdm
 
-from ..runtime.files import sha256, write_json
+from ..runtime.files import atomic_write, sha256, write_json
+from ..runtime.names import did_you_mean
+from ..runtime.shared import NAME, places, shared_folder
+from .hub import hub_file
 
 LAST = "checkpoint-last.pth"  # in the folder of a training, ours and the released ones
 
@@ -25,7 +28,7 @@ class Published:
 
     name: str
     url: str
-    path: str  # where the commands look for it, below `pretrained_models`
+    path: str  # below `pretrained_models`
     megabytes: int  # approximately; 0 where it was not published
     licence: str
 
@@ -69,31 +72,56 @@ _FILES = [
     Published("adm_in256_stats", f"{_MAR}/{_STATISTICS}", _STATISTICS, 0, "MIT"),
 ]
 CATALOGUE = {entry.name: entry for entry in _FILES}
-CHECKOUT = Path(__file__).parents[2]  # where the package lies; of an installed one, no checkout
-FAMILY_FOLDERS = ("MAR_DiSA", "FlowAR_DiSA", "xAR_DiSA", "Harmon_DiSA")
 
 
-def find_published(name: str, roots: Sequence[Path] = (Path(), CHECKOUT)) -> Path:
-    """Find a published file in the folder `pretrained_models` in one of `roots`, or in a family's folder there."""
-    path = Path("pretrained_models", CATALOGUE[name].path)
-    for folder in (root / family for root in roots for family in ("", *FAMILY_FOLDERS)):
-        if (folder / path).is_file():
-            return folder / path
+def published(name: str) -> Published:
+    """Return what the catalogue has of a published file; raise ValueError if it knows none of that name."""
+    if name not in CATALOGUE:
+        advice = did_you_mean(name, CATALOGUE)
+        raise ValueError(f"there is no published file {name!r}; allowed are {', '.join(CATALOGUE)}{advice}")
+    return CATALOGUE[name]
+
+
+def find_published(name: str) -> Path:
+    """Find a published file, see `places`; raise FileNotFoundError if it has not been fetched."""
+    path = Path(NAME, published(name).path)
+    for place in places(path):
+        if place.is_file():
+            return place
     fetch = f"`disa checkpoints fetch {name}`, or with util/download.py of its family"
     raise FileNotFoundError(f"there is no {path}; fetch it with {fetch}")
 
 
-def fetch(name: str, folder: str | Path = "pretrained_models", attempts: int = 5) -> Path:
-    """Download a published file below `folder`, continuing an earlier try; raise OSError after `attempts` failures.
+def fetch(name: str, folder: str | Path | None = None, attempts: int = 5) -> Path:
+    """Download a published file, unless it is there; return its path below `folder`, by default `shared_folder()`.
 
-    Its size and SHA-256 are kept beside it, in `<file>.sha256.json`: the first download records them, later ones must
-    match. A file that is there is checked, not downloaded again. Another file, or an unknown name, raises ValueError.
+    What lies on the Hugging Face hub stays in the hub's cache, and a link is left. Of other files, an earlier try is
+    continued, up to `attempts` times; their size and SHA-256 are kept beside them, in `<file>.sha256.json`: the first
+    download records them, later ones must match. A file that is there is checked with that, not downloaded again.
+
+    Raises:
+        ValueError: the name is unknown, or the file is another one.
+        OSError: it could not be fetched.
     """
-    if name not in CATALOGUE:
-        raise ValueError(f"there is no published file {name!r}; allowed are {', '.join(CATALOGUE)}")
-    path = Path(folder) / CATALOGUE[name].path
-    download(CATALOGUE[name].url, path, attempts)
+    entry = published(name)
+    path = Path(shared_folder() if folder is None else folder, entry.path)
+    if folder is None:
+        with contextlib.suppress(FileNotFoundError):
+            path = find_published(name)  # perhaps in a family's own folder
+    if entry.hub is None or path.is_file():
+        download(entry.url, path, attempts)
+    else:
+        _link(path, hub_file(*entry.hub))
     return path
+
+
+def _link(path: Path, target: Path) -> None:
+    """Make `path` a link to `target`; where the file system has none, a copy."""
+    with atomic_write(path) as beside:
+        try:
+            beside.symlink_to(target.absolute())
+        except OSError:
+            shutil.copyfile(target, beside)
 
 
 def download(url: str, path: Path, attempts: int = 5, retry_seconds: float = 1.0) -> None:

@@ -23,6 +23,7 @@ from ..models import MODELS, build_model
 from ..models.harmon import Harmon
 from ..models.vae import AutoencoderKL
 from ..runtime.files import BUNDLED, atomic_write
+from ..runtime.shared import places
 from .fetch import LAST
 
 PathLike = str | Path
@@ -79,14 +80,14 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 
 def find_weights(path: PathLike) -> Path:
-    """Return the file that `open_checkpoint` reads of `path`; raise FileNotFoundError if there is none."""
-    path = Path(path)
-    if path.is_dir():
-        places = [path / name for name in (LAST, _INDEX, "model.safetensors")]
-        path = next((place for place in places if place.is_file()), places[0])
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}; `disa checkpoints list` names what can be fetched")
-    return path
+    """Return the file that `open_checkpoint` reads of `path`, in one of its `places`; FileNotFoundError if none is."""
+    path, names = Path(path), (LAST, _INDEX, "model.safetensors")
+    for place in places(path):
+        for file in (place, *(place / name for name in names)):
+            if file.is_file():
+                return file
+    missing = path / LAST if path.is_dir() else path
+    raise FileNotFoundError(f"there is no checkpoint {missing}; `disa checkpoints list` names what can be fetched")
 
 
 def find_model(name: str, path: PathLike | None) -> Path:
@@ -210,21 +211,28 @@ def load_model(
         raise ValueError(f"{path} holds no VAE, as checkpoints of our training do not; give KL-16's file (--vae_path)")
     load_into(model, state, path)
     text = BUNDLED / f"{name}_tokenizer.json"
-    if isinstance(model, Harmon) and text.is_file():
-        model.text = TextTokenizer.load(text)
+    if isinstance(model, Harmon):
+        model.vae.requires_grad_(False)  # what it decodes keeps no gradients
+        if text.is_file():
+            model.text = TextTokenizer.load(text)
     return model.eval()
 
 
-def find_vae(path: PathLike) -> None:
-    """Raise FileNotFoundError if there is no KL-16 at `path`."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no VAE {path}; `disa checkpoints fetch kl16` fetches it, or give --vae_path")
+def find_vae(path: PathLike) -> Path:
+    """Return KL-16's file `path`, in one of its `places`; raise FileNotFoundError if there is none."""
+    for place in places(path):
+        if place.is_file():
+            return place
+    raise FileNotFoundError(f"there is no VAE {path}; `disa checkpoints fetch kl16` fetches it, or give --vae_path")
 
 
 def load_vae(path: PathLike, latent_channels: int = 16) -> AutoencoderKL:
-    """Build KL-16 with the weights in `path`, in eval mode; raise FileNotFoundError, or ValueError if not KL-16's."""
-    find_vae(path)
+    """Build KL-16 with the weights in `path`, in eval mode, frozen: what it decodes keeps no gradients.
+
+    Raises FileNotFoundError if there is no file, ValueError if it is not KL-16's.
+    """
+    path = find_vae(path)
     model = AutoencoderKL(latent_channels)
     state = {name: value for name, value in open_checkpoint(path).items() if not name.startswith("loss.")}
     load_into(model, state, path)
-    return model.eval()
+    return model.eval().requires_grad_(False)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TypedDict, cast
 
+from ..runtime.names import did_you_mean
 from .load import Shapes, differences, open_checkpoint
 
 MANIFESTS = Path(__file__).parent / "manifests"
@@ -29,7 +30,8 @@ def manifests() -> list[str]:
 def manifest(name: str) -> Manifest:
     """Read the manifest of a published model; raise ValueError if there is none of that name."""
     if name not in manifests():
-        raise ValueError(f"there is no manifest {name!r}; allowed are {', '.join(manifests())}")
+        advice = did_you_mean(name, manifests())
+        raise ValueError(f"there is no manifest {name!r}; allowed are {', '.join(manifests())}{advice}")
     return cast(Manifest, json.loads((MANIFESTS / f"{name}.json").read_text()))
 
 

@@ -92,9 +92,9 @@ def test_export_chooses_the_weights(tmp_path, weights):
 
 
 BAD = {
-    "unknown file": (("fetch", "mar_tiny"), "'mar_tiny'; allowed are kl16"),
+    "unknown file": (("fetch", "kl16", "mar_bas"), "did you mean mar_base?"),
     "no checkpoint": (("verify", "nowhere.pth"), "there is no checkpoint nowhere.pth"),
-    "unknown manifest": (("verify", BUNDLED, "--manifest", "mar_tiny"), "no manifest 'mar_tiny'; allowed are"),
+    "unknown manifest": (("verify", BUNDLED, "--manifest", "mar_bas"), "did you mean mar_base?"),
     "no weights": (("verify", "text.pth"), "text.pth cannot be read as a checkpoint"),
     "truncated": (("export", "short.safetensors", "out"), "short.safetensors cannot be read as safetensors"),
     "output is a folder": (("export", BUNDLED, "folder"), "folder"),
@@ -115,11 +115,37 @@ def test_bad_input_ends_in_one_sentence(tmp_path, monkeypatch, capsys, case):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_familys_download_fetches_what_is_named(monkeypatch, capsys, tmp_path):
-    fetched = []
-    monkeypatch.setattr(checkpoints.fetch, "fetch", lambda name, folder: fetched.append((name, folder)) or name)
+@pytest.fixture
+def fetched(monkeypatch):
+    """What would be fetched, in its order."""
+    found = []
+    monkeypatch.setattr(checkpoints.fetch, "fetch", lambda name, folder: found.append((name, folder)) or name)
+    monkeypatch.setattr(checkpoints, "hub_folder", lambda place, files: found.append((place, files)) or place)
+    return found
+
+
+@pytest.mark.parametrize("name", ["harmon_0.5b", "harmon_1.5b", "harmon_1.5b-o"])
+def test_harmon_comes_with_its_text_tokenizer(fetched, capsys, name):
+    assert command("checkpoints", "fetch", name, "kl16", "--out", "here") == 0
+    text = f"Qwen/Qwen2.5-{name[7:10]}B-Instruct"
+    assert fetched == [(name, "here"), (text, ("*.json", "*.txt")), ("kl16", "here")]
+    assert capsys.readouterr().out.split() == [name, text, "kl16"]
+
+
+def test_one_unknown_name_fetches_nothing(fetched):
+    assert command("checkpoints", "fetch", "kl16", "mar_bas") == 2
+    assert not fetched
+
+
+def test_harmons_own_download_brings_the_text_tokenizer(fetched, monkeypatch, capsys, tmp_path):
+    main = load_script("Harmon_DiSA/util/download.py").main
+    assert call(monkeypatch, capsys, tmp_path, main, "harmon_1.5b")[0] == 0
+    assert [name for name, _ in fetched] == ["harmon_1.5b", "Qwen/Qwen2.5-1.5B-Instruct"]
+
+
+def test_a_familys_download_fetches_what_is_named(fetched, monkeypatch, capsys, tmp_path):
     main = load_script("MAR_DiSA/util/download.py").main
     for words, names in ((["kl16"], ["kl16"]), ([], ["kl16", "mar_base", "mar_large", "mar_huge", "adm_in256_stats"])):
         fetched.clear()
         assert call(monkeypatch, capsys, tmp_path, main, *words)[:2] == (0, "".join(f"{name}\n" for name in names))
-        assert fetched == [(name, "pretrained_models") for name in names]
+        assert fetched == [(name, None) for name in names]

@@ -56,6 +56,12 @@ def test_captions_are_true_and_one_to_thirteen_words():
     assert captions.describe(9, ["dark"], "a {}") == "a dark ankle boot"
 
 
+def test_words_that_no_caption_has_are_told():
+    assert captions.unlearned(["a photo of an ankle boot", "a dark, narrow T-shirt"]) == ""
+    said = captions.unlearned(["a red dog", "a red bag"])
+    assert said == "the model has learned no red, dog; it knows captions like 'a dark narrow dress'"
+
+
 def test_answers_name_the_class_alone_or_all_that_can_be_said():
     images, labels = garment(90, 10)[None].expand(40, -1, -1), torch.full((40,), 7)
     torch.manual_seed(0)

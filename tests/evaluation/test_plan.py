@@ -101,6 +101,13 @@ def test_auto_finds_imagenets_statistics(place, there):
     )
 
 
+def test_auto_finds_imagenets_statistics_in_the_shared_folder(place, monkeypatch):
+    monkeypatch.setenv("DISA_WEIGHTS", str(place / "weights"))
+    statistics(place / "weights" / IMAGENET_STATISTICS[0])
+    ((spec,), _) = plan("auto", "auto", "auto", bundled=False, inception=None)
+    assert spec.reference == str(place / "weights" / IMAGENET_STATISTICS[0])
+
+
 @pytest.mark.usefixtures("place")
 def test_auto_without_imagenets_statistics_says_how_to_get_them():
     found, (sentence,) = plan("auto", "auto", "auto", bundled=False, inception=None)

@@ -1,4 +1,6 @@
-"""KL-16 against the reference outputs; other sizes; slices; the small tokenizer's losslessness."""
+"""KL-16 against the reference outputs; other sizes; slices; tiles; the small tokenizer's losslessness."""
+
+import itertools
 
 import numpy as np
 import pytest
@@ -7,7 +9,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from disa.models import vae
-from disa.models.vae import KL16_SCALE, AutoencoderKL, SpaceToDepth, free_memory, sample_moments, slice_rows
+from disa.models.vae import (
+    KL16_SCALE,
+    AutoencoderKL,
+    SpaceToDepth,
+    free_memory,
+    join_tiles,
+    sample_moments,
+    slice_rows,
+    tile_starts,
+)
 from disa.weights.verify import manifest
 from tests.conftest import load_reference, relative_error
 from tests.reference.weights import parity_tensor
@@ -147,6 +158,80 @@ def test_slices_are_chosen_by_the_largest_tensor(monkeypatch, widths):
         model.decode(latents)
     assert asked[0] == asked[1]
     assert 0.9 * asked[0] < max(encoding.elements, decoding.elements) <= asked[0]
+
+
+@pytest.mark.parametrize("length", [1, 4, 5, 6, 7, 8, 9, 13, 16, 31, 64])
+@pytest.mark.parametrize("limit", [2, 3, 4, 5, 8, 32])
+def test_tiles_cover_everything_and_overlap(length, limit):
+    starts, size = tile_starts(length, limit)
+    assert size == min(length, limit)
+    assert (starts[0], starts[-1] + size) == (0, length)
+    shared = [before + size - after for before, after in itertools.pairwise(starts)]
+    assert all(max(limit // 4, 1) <= one < size for one in shared)
+
+
+def test_joined_tiles_fade_linearly():
+    row = join_tiles([torch.zeros(1, 1, 1, 5), torch.full((1, 1, 1, 5), 8.0)], [0, 2], 3)
+    assert row.flatten().tolist() == [0, 0, 2, 4, 6, 8, 8]
+    column = join_tiles([torch.zeros(1, 1, 3, 2), torch.ones(1, 1, 3, 2)], [0, 3], 2)
+    assert column[0, 0, :, 0].tolist() == [0, 0, 0, 1, 1, 1]
+
+
+class Enlarge(torch.nn.Module):
+    """Stands for a decoder that repeats each latent."""
+
+    def forward(self, x):
+        return x.repeat_interleave(4, 2).repeat_interleave(4, 3)
+
+
+class Reduce(torch.nn.Module):
+    """Stands for an encoder that looks at each latent's first pixel."""
+
+    def forward(self, x):
+        return x[:, :, ::4, ::4]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(16, 16), (5, 9), (4, 23), (31, 8)])
+@pytest.mark.parametrize("tile", [8, 16, 28, 64])
+def test_tiles_of_a_vae_without_borders_change_nothing(small, shape, tile):
+    small.decoder, small.encoder = Enlarge(), Reduce()
+    small.post_quant_conv = small.quant_conv = torch.nn.Identity()
+    latents, images = torch.randn(2, 8, *shape), torch.randn(2, 8, 4 * shape[0], 4 * shape[1])
+    whole = small.decode(latents), small.moments(images)
+    small.tile = tile
+    assert torch.equal(small.decode(latents), whole[0])
+    assert torch.equal(small.moments(images), whole[1])
+
+
+@torch.no_grad()
+def test_a_tile_as_large_as_the_image_changes_nothing(small):
+    images = torch.randn(2, 1, 16, 24)
+    whole = small.moments(images), small.decode(small.encode(images))
+    small.tile = 24
+    tiled = small.moments(images), small.decode(small.encode(images))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(tiled, whole, strict=True))
+
+
+@torch.no_grad()
+def test_tiles_bound_what_the_networks_see(small):
+    sides = []
+    for net in (small.encoder, small.decoder):
+        net.register_forward_hook(lambda _, inputs, __: sides.append(tuple(inputs[0].shape[2:])))
+    images = torch.randn(1, 1, 64, 40)
+    whole = small.decode(small.encode(images))
+    small.tile = 32
+    sides.clear()
+    latents = small.encode(images)
+    assert latents.shape == small.latent_shape(images)
+    assert set(sides) == {(32, 32)}
+    sides.clear()
+    tiled = small.decode(latents)
+    assert set(sides) == {(8, 8)}
+    assert tiled.shape == whole.shape == images.shape
+    assert torch.isfinite(tiled).all()
+    with pytest.raises(ValueError, match="their sides must be multiples of 4"):
+        small.encode(torch.zeros(1, 1, 62, 40))
 
 
 def test_free_memory(monkeypatch):

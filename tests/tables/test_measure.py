@@ -9,7 +9,6 @@ from disa.evaluation.extractors import EXTRACTORS
 from disa.evaluation.plan import MetricSpec
 from disa.tables.measure import Measurements, load, plan_recipe
 from disa.tables.recipes import load_tables
-from disa.weights.fetch import find_published
 
 TABLES = load_tables()
 (MAR_BASE,) = (recipe for recipe in TABLES["imagenet"].recipes if recipe.name == "imagenet/mar_base-disa")
@@ -21,27 +20,6 @@ CPU = torch.device("cpu")
 def inception(problem):
     """Inception alone, with what keeps it from working here."""
     return {"inception": dataclasses.replace(EXTRACTORS["inception"], missing=lambda: problem)}
-
-
-def test_published_files_are_found_here_and_in_the_families_folders(tmp_path):
-    roots = [tmp_path / "here", tmp_path / "checkout"]
-    with pytest.raises(
-        FileNotFoundError,
-        match=r"there is no pretrained_models/vae/kl16\.ckpt; fetch it with `disa checkpoints fetch kl16`",
-    ):
-        find_published("kl16", roots)
-    for folder in (roots[1] / "xAR_DiSA", roots[1], roots[0] / "MAR_DiSA", roots[0]):
-        (folder / "pretrained_models" / "vae").mkdir(parents=True)
-        (folder / "pretrained_models" / "vae" / "kl16.ckpt").touch()
-        assert find_published("kl16", roots) == folder / "pretrained_models" / "vae" / "kl16.ckpt"
-
-
-def test_published_files_are_found_in_the_current_folder(tmp_path, monkeypatch):
-    path = tmp_path / "FlowAR_DiSA" / "pretrained_models" / "fid_stats" / "adm_in256_stats.npz"
-    path.parent.mkdir(parents=True)
-    path.touch()
-    monkeypatch.chdir(tmp_path)
-    assert find_published("adm_in256_stats").resolve() == path
 
 
 def test_without_a_distance_nothing_is_generated_unless_asked(tmp_path, monkeypatch):

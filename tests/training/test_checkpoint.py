@@ -45,11 +45,13 @@ def test_another_models_checkpoint_is_refused(tmp_path):
         run(tmp_path, model=build_model("mar", **{**SMALL_MAR, "width": 32}))
 
 
-def test_find_checkpoint(tmp_path):
+def test_find_checkpoint(tmp_path, monkeypatch):
     (tmp_path / LAST).write_bytes(b"")
     assert find_checkpoint(tmp_path) == find_checkpoint(str(tmp_path / LAST)) == tmp_path / LAST
     with pytest.raises(FileNotFoundError, match=r"no checkpoint .*nowhere.pth to resume from"):
         find_checkpoint(tmp_path / "nowhere.pth")
+    monkeypatch.setenv("DISA_WEIGHTS", str(tmp_path))
+    assert find_checkpoint("pretrained_models") == tmp_path / LAST
 
 
 def test_a_checkpoint_of_before_goes_on_as_it_would_have_before(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from disa import load_model
+from disa import Pipeline, load_model
 from disa.data.text import TextTokenizer
 from disa.models.harmon import IGNORED
 from disa.models.vae import AutoencoderKL
@@ -164,6 +164,7 @@ def test_training_from_a_config_gives_a_model_that_loads(config, tmp_path, capsy
     assert content["step"] == 6
     assert not any(name.startswith("vae") for name in content["model"])
     assert load_model("harmon_fashion", tmp_path / "out", **TINY).text is not None
+    assert Pipeline.from_pretrained(tmp_path / "out", device="cpu").arguments["llm"] == TINY["llm"]
     # A second run finds it finished.
     run_training(load_training_config(config), tmp_path / "out", device="cpu")
     # The language model stays as it was where it is frozen.

@@ -8,9 +8,10 @@ import threading
 
 import pytest
 
+from disa.runtime import shared
 from disa.weights import fetch as fetching
 from disa.weights import verify
-from disa.weights.fetch import CATALOGUE, Published, fetch
+from disa.weights.fetch import CATALOGUE, Published, fetch, find_published
 
 CONTENT = bytes(range(256)) * 2048
 
@@ -174,8 +175,94 @@ def test_fetch_knows_its_names(server, tmp_path, monkeypatch):
     entry = CATALOGUE["mar_base"]
     monkeypatch.setitem(CATALOGUE, "mar_base", Published("mar_base", server.url, entry.path, 1, "MIT"))
     assert fetch("mar_base", tmp_path) == tmp_path / "mar" / "mar_base" / "checkpoint-last.pth"
-    with pytest.raises(ValueError, match="'mar_tiny'; allowed are kl16, mar_base"):
-        fetch("mar_tiny", tmp_path)
+    with pytest.raises(ValueError, match=r"'mar_bas'; allowed are kl16, mar_base.*; did you mean mar_base\?"):
+        fetch("mar_bas", tmp_path)
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    """An empty shared folder, beside a checkout."""
+    monkeypatch.setattr(shared, "PACKAGE", tmp_path / "checkout")
+    (tmp_path / "checkout" / "MAR_DiSA").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DISA_WEIGHTS", str(tmp_path / "weights"))
+    return tmp_path / "weights"
+
+
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """A file in the hub's cache, and what was asked of the hub."""
+    (tmp_path / "cache").mkdir()
+    file, asked = tmp_path / "cache" / "xAR-B.pth", []
+    file.write_bytes(CONTENT)
+    monkeypatch.setattr(fetching, "hub_file", lambda *place: asked.append(place) or file)
+    return file, asked
+
+
+def test_what_lies_on_the_hub_stays_in_its_cache(weights, cached):
+    file, asked = cached
+    path = fetch("xar_base")
+    assert path == weights / "xar" / "xAR-B.pth"
+    assert path.readlink() == file
+    assert asked == [("OliverRen/xAR", "xAR-B.pth")]
+    assert fetch("xar_base") == path == find_published("xar_base")
+    assert len(asked) == 1
+    assert files(path.parent) == ["xAR-B.pth"]
+    file.unlink()  # a cache that was cleaned
+    with pytest.raises(FileNotFoundError, match="disa checkpoints fetch xar_base"):
+        find_published("xar_base")
+    file.write_bytes(CONTENT[:9])
+    assert fetch("xar_base").read_bytes() == CONTENT[:9]
+
+
+@pytest.mark.usefixtures("cached")
+def test_without_links_it_is_copied(weights, monkeypatch):
+    def refuse(*_):
+        raise OSError("no links here")
+
+    monkeypatch.setattr("pathlib.Path.symlink_to", refuse)
+    path = fetch("xar_base")
+    assert path.parent == weights / "xar"
+    assert not path.is_symlink()
+    assert path.read_bytes() == CONTENT
+
+
+def test_a_hub_that_fails_leaves_nothing(weights, monkeypatch):
+    def fail(*_):
+        raise OSError("no network")
+
+    monkeypatch.setattr(fetching, "hub_file", fail)
+    with pytest.raises(OSError, match="no network"):
+        fetch("xar_base")
+    assert not weights.exists()
+
+
+@pytest.mark.usefixtures("cached")
+def test_another_folder_takes_the_file(weights, tmp_path):
+    assert fetch("xar_base", tmp_path / "mine") == tmp_path / "mine" / "xar" / "xAR-B.pth"
+    assert not weights.exists()
+
+
+@pytest.mark.parametrize("name", ["kl16", "xar_base"])
+@pytest.mark.parametrize("where", ["", "checkout", "checkout/MAR_DiSA", None])
+def test_a_file_that_somebody_has_is_found_and_not_fetched_again(weights, cached, server, tmp_path, name, where):
+    folder = weights if where is None else tmp_path / where / "pretrained_models"
+    path = folder / CATALOGUE[name].path
+    path.parent.mkdir(parents=True)
+    path.write_bytes(CONTENT)
+    assert find_published(name).samefile(path)
+    assert fetch(name).samefile(path)
+    assert not cached[1]
+    assert not server.requests
+
+
+@pytest.mark.usefixtures("weights")
+def test_files_that_are_nowhere_are_named():
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"there is no pretrained_models/vae/kl16\.ckpt; fetch it with `disa checkpoints fetch kl16`",
+    ):
+        find_published("kl16")
 
 
 def test_catalogue_has_every_published_model():

@@ -4,6 +4,7 @@ import argparse
 import functools
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ import disa.models.harmon
 from disa import build_model
 from disa.models.vae import AutoencoderKL
 from disa.weights import load
-from disa.weights.load import export, load_into, load_model, load_vae, open_checkpoint
+from disa.weights.fetch import LAST
+from disa.weights.load import export, find_vae, find_weights, load_into, load_model, load_vae, open_checkpoint
 from tests.conftest import SMALL_MAR
 
 
@@ -212,9 +214,27 @@ def test_vae_files(tmp_path):
         load_vae(tmp_path / "kl16.ckpt")
     state = AutoencoderKL().state_dict()
     torch.save({"model": {**state, "loss.discriminator.weight": torch.zeros(1)}}, tmp_path / "kl16.ckpt")  # as released
-    assert equal(load_vae(tmp_path / "kl16.ckpt").state_dict(), state)
+    vae = load_vae(tmp_path / "kl16.ckpt")
+    assert equal(vae.state_dict(), state)
+    assert not any(one.requires_grad for one in vae.parameters())  # what it decodes keeps no gradients
     with pytest.raises(ValueError, match="does not fit"):
         load_vae(tmp_path / "kl16.ckpt", latent_channels=8)
+
+
+def test_paths_below_pretrained_models_are_those_of_the_shared_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("DISA_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.chdir(tmp_path)
+    kl16, model = "pretrained_models/vae/kl16.ckpt", "pretrained_models/mar/mar_base"
+    with pytest.raises(FileNotFoundError, match=f"there is no VAE {kl16}; `disa checkpoints fetch kl16`"):
+        find_vae(kl16)
+    for path in ("vae/kl16.ckpt", f"mar/mar_base/{LAST}"):
+        (tmp_path / "weights" / path).parent.mkdir(parents=True)
+        (tmp_path / "weights" / path).touch()
+    (tmp_path / model).mkdir(parents=True)  # an --output_dir of this name, with results
+    assert find_vae(kl16) == tmp_path / "weights" / "vae" / "kl16.ckpt"
+    assert find_weights(model) == tmp_path / "weights" / "mar" / "mar_base" / LAST
+    (tmp_path / model / LAST).touch()
+    assert find_weights(model) == Path(model, LAST)  # what is here comes first
 
 
 SMALL_HARMON = {

@@ -1,56 +1,21 @@
-"""The pipeline: images in one call, their settings, files and the hub, editing, answers, and what is refused."""
+"""A call of a pipeline: images, their settings, AR steps, editing, and what is refused."""
 
-import argparse
 import dataclasses
-import json
-import subprocess
-import sys
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
-import disa
-from disa import Guidance, ImageNoise, Pipeline, StepSchedule, pipeline
+from disa import Guidance, ImageNoise, StepSchedule
 from disa.acceleration.feature_cache import Extrapolation
 from disa.data.transforms import to_uint8
 from disa.grouping import Grouping
 from disa.models.vae import AutoencoderKL, SpaceToDepth
+from disa.pipeline import OUTPUT_TYPES
 from disa.tables.recipes import bundled_settings
-from tests.conftest import SMALL_MAR, fill, small_mar
-
-CLASSES = ["mar_fashion", "flowar_fashion", "xar_fashion"]
-NAMES = [*CLASSES, "harmon_fashion"]
-LOW = StepSchedule(4, 2)
-pipes: dict[str, Pipeline] = {}
-
-
-def load(name):
-    """A bundled pipeline, loaded once."""
-    if name not in pipes:
-        pipes[name] = Pipeline.from_pretrained(name, device="cpu")
-    return pipes[name]
-
-
-def asked(name, *labels):
-    """What to show, of any family."""
-    names = [pipeline.FASHION_CLASSES[label] for label in labels]
-    return {"prompts": [f"a {one}" for one in names]} if name == "harmon_fashion" else {"labels": labels}
-
-
-def call(name, *labels, **settings):
-    """A call with few steps."""
-    few = {"num_iter": 4} if name in ("mar_fashion", "harmon_fashion") else {}
-    return load(name)(**asked(name, *labels), **{"schedule": LOW, **few, **settings})
-
-
-def same(ours, theirs):
-    return [one.tobytes() for one in ours.images] == [one.tobytes() for one in theirs.images]
-
-
-# ------------------------------------------------------------------------------------------------------------ a call
+from tests.helpers.pipelines import CLASSES, LOW, NAMES, asked, call, load, same
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -98,9 +63,7 @@ def test_one_label_takes_any_number_of_images_whose_seeds_are_told():
 
 
 def test_output_types_hold_the_same_image():
-    latent, tensor, pil = (
-        call("xar_fashion", 8, seeds=[1], output_type=kind).images for kind in pipeline.OUTPUT_TYPES[::-1]
-    )
+    latent, tensor, pil = (call("xar_fashion", 8, seeds=[1], output_type=kind).images for kind in OUTPUT_TYPES[::-1])
     assert torch.equal(SpaceToDepth().decode(latent), tensor)
     assert np.array_equal(to_uint8(tensor)[0, 0].numpy(), np.asarray(pil[0]))
 
@@ -130,6 +93,32 @@ def test_settings_reach_the_model():
 
 def test_harmon_draws_in_other_sizes():
     assert call("harmon_fashion", 8, seeds=[1], image_size="16x24").images[0].size == (24, 16)
+
+
+def test_words_that_the_small_harmon_has_not_learned_are_told():
+    with pytest.warns(UserWarning, match="harmon_fashion: the model has learned no red, dog; it knows") as told:
+        call("harmon_fashion", 8, prompts=["a red dog"], num_images=1)
+    assert len(told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        call("harmon_fashion", 8, seeds=[1])
+
+
+def test_large_images_are_decoded_in_tiles():
+    pipe = dataclasses.replace(load("harmon_fashion"), vae=AutoencoderKL(widths=(8,) * 5).eval())
+    latents = torch.randn(1, 16, 8, 12)
+    with torch.no_grad():
+        whole, seen = pipe.vae.decode(latents), []
+        pipe.vae.decoder.register_forward_hook(lambda _, inputs, __: seen.append(tuple(inputs[0].shape[2:])))
+        pipe.enable_tiling(64)
+        assert pipe.vae.decode(latents).shape == whole.shape
+        assert set(seen) == {(4, 4)}
+        pipe.enable_tiling(None)
+        assert torch.equal(pipe.vae.decode(latents), whole)
+    for side in (16, 0, -64, 64.0, True):
+        with pytest.raises(ValueError, match=f"side is {side}; a tile has at least 32 pixels"):
+            pipe.enable_tiling(side)
+    load("harmon_fashion").enable_tiling()  # of `SpaceToDepth`, nothing to do
 
 
 def test_batches_change_no_image(monkeypatch):
@@ -288,187 +277,6 @@ def test_an_impossible_edit_is_refused(name, image, mask, sentence):
         load(name).edit(image, mask, labels=[1], seeds=[1])
 
 
-# ------------------------------------------------------------------------------------------------------------ answers
-
-
-def test_harmon_answers_and_streams():
-    pipe, pieces = load("harmon_fashion"), []
-    bag = pipe(prompts=["a bag"], seeds=[1]).images[0]
-    assert "bag" in pipe.describe(bag, "What is this?", on_text=pieces.append)
-    assert "".join(pieces).strip() == pipe.describe(bag, "What is this?")
-    assert len(pieces) > 1
-    assert len(pipe.describe(bag, max_new_tokens=1).split()) <= 1
-
-
-def test_impossible_questions_are_refused():
-    image = Image.new("L", (32, 32))
-    with pytest.raises(ValueError, match=r"mar_fashion answers no questions; load one of .*harmon_fashion"):
-        load("mar_fashion").describe(image)
-    with pytest.raises(ValueError, match="max_new_tokens is 0"):
-        load("harmon_fashion").describe(image, max_new_tokens=0)
-    with pytest.raises(ValueError, match="the prompt is empty"):
-        load("harmon_fashion").describe(image, " ")
-    with pytest.raises(ValueError, match="too many; shorten the question"):
-        load("harmon_fashion").describe(image, "bag " * 600)
-
-
-# -------------------------------------------------------------------------------------------------------------- files
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_saved_pipelines_make_the_same_images_bit_for_bit(name, tmp_path):
-    pipe = load(name)
-    folder = pipe.save_pretrained(tmp_path / "saved")
-    again = Pipeline.from_pretrained(folder, device="cpu")
-    assert again.model is not pipe.model
-    for attribute in ("name", "sampling", "image_size"):
-        assert getattr(again, attribute) == getattr(pipe, attribute)
-    words = asked(name, 9, 8)
-    few = {"num_iter": 4} if again.sampling.num_iter else {}
-    ours, theirs = (one(**words, seeds=[1, 2], output_type="tensor", **few).images for one in (pipe, again))
-    assert torch.equal(ours, theirs)
-    if name == "harmon_fashion":
-        assert again.describe(Image.new("L", (32, 32))) == pipe.describe(Image.new("L", (32, 32)))
-    else:
-        assert list(again.classes) == list(pipe.classes)
-    config = json.loads((folder / "config.json").read_text())
-    assert config["model"] == name
-    card = (folder / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: disa\n")
-    assert f"# {name}\n" in card
-
-
-@pytest.fixture
-def released(tmp_path):
-    """A small MAR and a small KL-16 in files, as if they were released."""
-    sizes = {key: value for key, value in SMALL_MAR.items() if "drop" not in key and key != "diffusion_batch_mul"}
-    model, vae = tmp_path / "mar.safetensors", tmp_path / "kl16.ckpt"
-    save_file({name: value.clone() for name, value in small_mar().state_dict().items()}, model)
-    torch.manual_seed(0)
-    torch.save(AutoencoderKL(widths=(32,) * 5).state_dict(), vae)
-    return model, vae, sizes
-
-
-def test_released_weights_and_their_vae_go_into_the_folder(released, tmp_path, monkeypatch):
-    model, vae, sizes = released
-    monkeypatch.setattr("disa.weights.load.AutoencoderKL", lambda channels: AutoencoderKL(channels, widths=(32,) * 5))
-    pipe = Pipeline.from_pretrained(
-        "mar", checkpoint=str(model), vae=str(vae), device="cpu", dtype=torch.float32, **sizes
-    )
-    assert (pipe.image_size, pipe.sampling.num_iter) == (64, 16)  # no more AR steps than tokens
-    out = pipe(labels=[3], seeds=[1], schedule=LOW, output_type="tensor")
-    assert out.images.shape == (1, 3, 64, 64)
-    assert pipe(labels=[3], seeds=[1], schedule=LOW).images[0].mode == "RGB"
-    monkeypatch.undo()
-    again = Pipeline.from_pretrained(str(pipe.save_pretrained(str(tmp_path / "saved"))), device="cpu")
-    assert torch.equal(again(labels=[3], seeds=[1], schedule=LOW, output_type="tensor").images, out.images)
-    start = pipe(labels=[3], seeds=[1], schedule=LOW).images[0]
-    mask = Image.new("L", start.size)
-    mask.paste(255, (32, 0, 64, 64))
-    steps = []
-    pipe.edit(start, mask, labels=[3], seeds=[1], schedule=LOW, output_type="latent", callback_on_step_end=steps.append)
-    assert sum(step.tokens for step in steps) == 8
-
-
-def test_half_precision_is_saved_as_it_is(tmp_path):
-    pipe = Pipeline.from_pretrained("flowar_fashion", device="cpu", dtype="bfloat16")
-    out = pipe(labels=[1], seeds=[1], schedule=LOW, output_type="tensor").images
-    again = Pipeline.from_pretrained(pipe.save_pretrained(tmp_path), device="cpu", dtype="bfloat16")
-    assert torch.equal(again(labels=[1], seeds=[1], schedule=LOW, output_type="tensor").images, out)
-    assert out.dtype == torch.bfloat16
-
-
-def test_imagenets_class_names_are_known():
-    names = pipeline._class_names(disa.build_model("mar", **{**SMALL_MAR, "num_classes": 1000}), bundled=False)
-    assert (len(names), names[207], names[0]) == (1000, "golden retriever", "tench")
-    assert pipeline._class_names(fill(disa.build_model("mar", **SMALL_MAR)), bundled=False) is None
-
-
-def test_a_training_says_what_it_trained(tmp_path):
-    small = {"width": 32, "depth": 1, "head_width": 32, "head_depth": 1}
-    model = disa.build_model("mar_fashion", **small)
-    state = dict(model.state_dict())
-    args = argparse.Namespace(model="mar_fashion", arguments=small)
-    torch.save({"model": state, "model_ema": state, "args": args}, tmp_path / "checkpoint-last.pth")
-    pipe = Pipeline.from_pretrained(tmp_path, device="cpu")
-    assert (pipe.name, pipe.arguments, pipe.sampling) == ("mar_fashion", small, load("mar_fashion").sampling)
-    assert pipe(labels=["bag"], seeds=[1], num_iter=2, schedule=LOW).images[0].size == (32, 32)
-    torch.save({"model": state, "model_ema": state}, tmp_path / "checkpoint-last.pth")
-    with pytest.raises(ValueError, match="does not say which model it is of; give its name, and checkpoint="):
-        Pipeline.from_pretrained(tmp_path, device="cpu")
-
-
-# ---------------------------------------------------------------------------------------------------------------- hub
-
-
-def test_a_repository_of_push_to_hub_comes_back(monkeypatch, tmp_path):
-    calls = []
-
-    class Api:
-        def __init__(self, token):
-            calls.append(("token", token))
-
-        def create_repo(self, repository, private, exist_ok):
-            calls.append((repository, private, exist_ok))
-            return f"https://hub/{repository}"
-
-        def upload_folder(self, repo_id, folder_path, **_):
-            load("flowar_fashion").save_pretrained(tmp_path / "hub")
-            names = sorted(path.name for path in (tmp_path / "hub").iterdir())
-            assert sorted(path.name for path in pipeline.Path(folder_path).iterdir()) == names
-            calls.append(repo_id)
-
-    def fetch(repository, allow_patterns):
-        calls.append(("fetched", repository))
-        assert "*.safetensors" in allow_patterns
-        return str(tmp_path / "hub")
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
-    assert load("flowar_fashion").push_to_hub("me/flowar", private=True, token="t") == "https://hub/me/flowar"
-    again = Pipeline.from_pretrained("me/flowar", device="cpu")
-    assert calls == [("token", "t"), ("me/flowar", True, True), "me/flowar", ("fetched", "me/flowar")]
-    assert same(again(labels=[8], seeds=[1], schedule=LOW), call("flowar_fashion", 8, seeds=[1]))
-
-
-def test_harmons_repositories_are_known(monkeypatch, tmp_path):
-    seen = []
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
-
-    def loaded(name, checkpoint, *_, **__):
-        seen.append((name, checkpoint))
-        raise FileNotFoundError("far enough")
-
-    monkeypatch.setattr(pipeline, "load_model", loaded)
-    for repository, name in pipeline.HUB.items():
-        with pytest.raises(FileNotFoundError, match="far enough"):
-            Pipeline.from_pretrained(repository, device="cpu")
-        assert seen.pop() == (name, tmp_path)
-
-
-def test_published_weights_on_the_hub_come_from_it(monkeypatch, tmp_path):
-    seen = []
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *place: seen.append(place) or "there.pth")
-    for name in disa.list_models("[!m]*_[!f]*"):
-        recipe = pipeline.disa_recipe(name)
-        assert pipeline._published(recipe, name) == pipeline.Path("there.pth")
-    assert ("OliverRen/FlowAR", "FlowAR-S.pth") in seen
-    assert ("wusize/harmon", "harmon_1.5b.pth") in seen
-    assert len(seen) == 8
-    with pytest.raises(FileNotFoundError, match="disa checkpoints fetch mar_base"):
-        pipeline._published(pipeline.disa_recipe("mar_base"), "mar_base")
-
-
-def test_a_repository_that_cannot_be_reached_is_one_sentence(monkeypatch):
-    def fail(*_, **__):
-        raise OSError("no network\nmore")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
-    with pytest.raises(OSError, match=r"^me/mar could not be fetched from the hub \(no network\)$"):
-        Pipeline.from_pretrained("me/mar", device="cpu")
-
-
 # ----------------------------------------------------------------------------------------------------- wrong arguments
 
 
@@ -540,65 +348,6 @@ def test_a_wrong_argument_of_harmon_is_one_sentence(arguments, sentence, monkeyp
 def test_flow_models_take_no_number_of_ar_steps():
     with pytest.raises(ValueError, match="xar_fashion has no setting num_iter"):
         load("xar_fashion")(labels=[1], num_iter=8)
-
-
-@pytest.mark.parametrize(
-    ("source", "arguments", "error", "sentence"),
-    [
-        ("mar_fashon", {}, ValueError, r"no model or folder 'mar_fashon'; did you mean mar_fashion\?"),
-        ("./nowhere", {}, ValueError, "no model or folder './nowhere'"),
-        ("me/mar", {"checkpoint": "x.pth"}, ValueError, "checkpoint go with a model's name"),
-        ("mar_fashion", {"vae": "kl16.ckpt"}, ValueError, "mar_fashion has a VAE of its own"),
-        ("mar_fashion", {"device": "tpu"}, ValueError, "device is 'tpu'"),
-        ("mar_fashion", {"dtype": "int8"}, ValueError, "dtype is 'int8'"),
-        ("mar", {}, ValueError, "mar is the name of a shape, without weights; give a checkpoint"),
-        ("mar_base", {}, FileNotFoundError, "disa checkpoints fetch mar_base"),
-        ("mar_base", {"checkpoint": "nowhere.pth"}, FileNotFoundError, "disa checkpoints fetch kl16"),
-        ("mar_base", {"checkpoint": "nowhere.pth", "vae": "x"}, FileNotFoundError, r"nowhere\.pth|no VAE x"),
-    ],
-)
-def test_a_wrong_source_is_one_sentence(source, arguments, error, sentence, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(error, match=sentence) as raised:
-        Pipeline.from_pretrained(source, **{"device": "cpu", **arguments})
-    assert "\n" not in str(raised.value)
-
-
-def test_without_transformers_harmon_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ImportError, match=r"pip install 'disa\[harmon\]'"):
-        Pipeline.from_pretrained("harmon_fashion", device="cpu")
-
-
-def test_a_saved_pipeline_takes_no_other_vae(tmp_path):
-    with pytest.raises(ValueError, match="holds its own VAE and text tokenizer; give none"):
-        Pipeline.from_pretrained(tmp_path, vae="kl16.ckpt", device="cpu")
-
-
-def test_folders_that_are_no_pipelines_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
-        Pipeline.from_pretrained(tmp_path, device="cpu")
-    for wrong in ("{", "{}", '{"model": 1}', "[]"):
-        (tmp_path / "config.json").write_text(wrong)
-        with pytest.raises(ValueError, match=r"config\.json is not a pipeline's"):
-            Pipeline.from_pretrained(tmp_path, device="cpu")
-
-
-# ---------------------------------------------------------------------------------------------------------- the names
-
-
-def test_models_are_listed():
-    assert disa.list_models("*_fashion") == NAMES
-    assert {"mar_base", "harmon_1.5b"} < set(disa.list_models())
-    assert not {"mar", "harmon"} & set(disa.list_models())
-
-
-def test_importing_disa_imports_no_torch():
-    program = "import sys, disa; disa.__all__; assert 'torch' not in sys.modules; print(disa.Pipeline.__name__)"
-    assert (
-        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-        == "Pipeline\n"
-    )
 
 
 def test_an_output_is_frozen():
