@@ -10,16 +10,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
 from disa.commands.exit import run
-from disa.commands.flags import HelpFormatter, Parser, add_running_flags, value
+from disa.commands.flags import HelpFormatter, Parser, add_running_flags, naming_flags, value
 from disa.data.transforms import crop_to_tensor, to_signed
 from disa.runtime import distributed
 from disa.runtime.files import atomic_write, check_folder
 from disa.runtime.start import announce, start
-from disa.training.data import class_folders
+from disa.training.data import class_folders, read_images
 from disa.weights.load import load_vae
 
 VAE_STRIDE = 16  # pixels per latent of KL-16
@@ -67,7 +66,8 @@ def main() -> None:
                 else f"it must be at least {least}"
             )
             raise ValueError(f"--{name} is {getattr(args, name)}; {needed}")
-    device = start(args.device)
+    with naming_flags(args):
+        device = start(args.device)
     cache(args, device)
     distributed.shutdown()
 
@@ -77,11 +77,11 @@ def cache(args: argparse.Namespace, device: torch.device) -> None:
     """Write the files that are missing; every rank does its share."""
     root = class_folders(Path(args.data_path), "--data_path")
     distributed.on_main(lambda: check_folder(args.cached_path, "--cached_path"))
-    vae = distributed.on_all(lambda: load_vae(args.vae_path, args.vae_embed_dim)).to(device)
     files = [
         (source, str(Path(args.cached_path) / Path(source).relative_to(root).with_suffix(".npz")))
-        for source, _ in distributed.on_main(lambda: ImageFolder(str(root)).samples)
+        for source, _ in distributed.on_main(lambda: read_images(Path(args.data_path)).samples)
     ]
+    vae = distributed.on_all(lambda: load_vae(args.vae_path, args.vae_embed_dim)).to(device)
     sources: dict[str, str] = {}
     for source, target in files:
         if target in sources:

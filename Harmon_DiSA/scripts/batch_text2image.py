@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,13 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
+from disa import StepTrace
 from disa.acceleration import compile_report
 from disa.commands.exit import run
+from disa.commands.flags import naming_flags
 from disa.commands.harmon import add_image_flags, check, get_generator, get_settings, load, parse, parser
 from disa.data.transforms import tile
+from disa.generation.generators import PromptGenerator
 from disa.generation.images import generate_images, is_whole, save_image
 from disa.runtime import distributed
 from disa.runtime.files import atomic_write, check_folder
@@ -75,32 +78,59 @@ def add_summary(folder: Path, prompt: int, entry: dict[str, Any], samples: int) 
         save_image(tile(torch.stack(images)), grid)
 
 
+class Progress:
+    """Generates images, at most `batch_size` at a time, and moves a bar after each AR step; `watch` is given it."""
+
+    def __init__(self, generator: PromptGenerator, batch_size: int) -> None:
+        self.generator, self.batch_size, self.ar_steps = generator, batch_size, len(generator.nfe_per_step)
+        self.advance: Callable[[float], object] = lambda _: None
+
+    def watch(self, advance: Callable[[float], object]) -> None:
+        """Take the function that moves the bar to a share of the block that comes."""
+        self.advance = advance
+
+    def __call__(self, ids: Sequence[int]) -> torch.Tensor:
+        images = list[torch.Tensor]()
+
+        def on_step(trace: StepTrace) -> None:
+            self.advance((len(images) + (trace.step + 1) / self.ar_steps) / len(batches))
+
+        batches = [ids[i : i + self.batch_size] for i in range(0, len(ids), self.batch_size)]
+        self.generator.on_step = on_step
+        for batch in batches:
+            images.append(self.generator(batch))
+        return torch.cat(images)
+
+
 def main() -> None:
     args, config = parse(get_parser())
     entries, folder, samples = read_entries(Path(args.data)), Path(args.output), args.grid_size**2
-    device = start(args.device)
-    distributed.on_main(lambda: check(args, config, [args.seed]))
+    prompts = [entry["prompt"] for entry in entries]
+    with naming_flags(args):
+        device = start(args.device)
+    distributed.on_main(lambda: check(args, config, [args.seed], prompts))
     distributed.on_main(lambda: check_folder(folder, "--output"))
     model = load(args, config, device)
-    generator = get_generator(args, model, [entry["prompt"] for entry in entries], device)
+    generator = get_generator(args, model, prompts, device)
+    progress = Progress(generator, args.batch_size)
     settings = {**get_settings(args, config, model), "grid_size": args.grid_size}
     digest = hashlib.sha256(json.dumps(generator.prompts).encode()).hexdigest()[:12]
     record = {**settings, "layout": args.layout, "prompts": digest}
 
     def grids(prompts: Sequence[int]) -> torch.Tensor:
         """Generate the images of whole prompts, side by side."""
-        ids = [prompt * samples + number for prompt in prompts for number in range(samples)]
-        images = torch.cat([generator(ids[i : i + args.batch_size]) for i in range(0, len(ids), args.batch_size)])
+        images = progress([prompt * samples + number for prompt in prompts for number in range(samples)])
         return torch.stack([tile(images) for images in images.split(samples)])
 
     if args.layout == "geneval":
         generate_images(
-            generator,
+            progress,
             folder,
             num_images=len(entries) * samples,
             batch_size=args.batch_size,
             settings=record,
             path=lambda folder, image: sample_path(folder, *divmod(image, samples)),
+            watch=progress.watch,
             metadata=lambda image: {"prompt": generator.prompts[image // samples], "image": image, **settings},
         )
         for prompt in range(len(entries))[distributed.rank() :: distributed.world_size()]:
@@ -112,6 +142,7 @@ def main() -> None:
             num_images=len(entries),
             batch_size=max(args.batch_size // samples, 1),
             settings=record,
+            watch=progress.watch,
             metadata=lambda prompt: {"prompt": generator.prompts[prompt], "image": prompt * samples, **settings},
         )
     distributed.barrier()

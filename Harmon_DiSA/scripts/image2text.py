@@ -26,7 +26,7 @@ def main() -> None:
     image = open_image(args.image)
     if args.max_new_tokens < 1:
         raise ValueError(f"--max_new_tokens is {args.max_new_tokens}; it must be at least 1")
-    check(args, config)
+    check(args, config, question=args.prompt)
     device = start(args.device)
     model = load(args, config, device)
     assert model.text is not None  # `load` attached it, or failed

@@ -106,7 +106,7 @@ def main() -> None:
     prompts = get_prompts(args)
     seeds = [args.seed] if isinstance(args.seed, int) else args.seed
     paths = get_paths(Path(args.output), len(prompts) * len(seeds))
-    check(args, config, seeds)
+    check(args, config, seeds, prompts)
     check_folder(paths[0].parent, "--output")
     device = start(args.device)
     model = load(args, config, device)

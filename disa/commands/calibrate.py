@@ -121,13 +121,15 @@ def get_recipe(args: argparse.Namespace, images: int) -> Recipe:
     recipe = starting_point(load_tables(), args.model)
     settings = {name: setting for name, setting in recipe.sampling.to_dict().items() if name in GIVEN}
     settings |= {name: setting for name, setting in vars(args).items() if name in GIVEN}
-    return dataclasses.replace(
+    recipe = dataclasses.replace(
         recipe,
         sampling=Sampling.from_dict(settings),
         num_images=images,
         prompts=tuple(itertools.islice(itertools.cycle(recipe.prompts), images)) if recipe.prompts else (),
         checkpoint=args.checkpoint or recipe.checkpoint,
     )
+    recipe.check_ar_steps()
+    return recipe
 
 
 def check(args: argparse.Namespace, recipe: Recipe) -> None:

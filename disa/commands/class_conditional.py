@@ -22,6 +22,7 @@ from ..runtime.devices import DTYPES, resolve_dtype
 from ..runtime.distributed import print_main
 from ..runtime.files import check_folder
 from ..runtime.start import announce, start
+from ..runtime.tracking import check_tracker
 from ..solver import get_solver
 from ..tables.recipes import bundled_settings
 from ..training.checkpoint import LAST, find_checkpoint
@@ -143,6 +144,7 @@ def check_evaluation_flags(args: Namespace, family: Family) -> None:
         ValueError, FileNotFoundError: naming one.
     """
     check_counts(args.num_images, args.eval_bsz)
+    check_tracker(args.tracker)
     check_sampling(args, family)
     find_model(args.model, args.resume or None)
     if not MODELS[args.model].bundled:
@@ -175,9 +177,11 @@ def run_training(args: Namespace, family: Family, device: torch.device) -> None:
         distributed.on_main(lambda flag=flag: check_folder(getattr(args, flag), f"--{flag}"))  # type: ignore[misc]
     specs = get_specs(args)[0] if args.online_eval else []
     args.arguments = family.arguments(args)  # for `Pipeline.from_pretrained`, in the checkpoint
+    with torch.device("meta"):
+        build_model(args.model, **family.arguments(args, training=True))  # refuses flags before files are read
+    data = get_data(args, device)
     torch.manual_seed(args.seed)
     model = build_model(args.model, **family.arguments(args, training=True))
-    data = get_data(args, device)
     vae = get_vae(args).to(device) if args.online_eval else None
 
     def online(averaged: nn.Module, epoch: int) -> dict[str, float]:
@@ -229,6 +233,7 @@ def _evaluate(
         keep_images=args.keep_images,
         exclusive=log is not None,
         log=log,
+        tracker=args.tracker,
     )
 
 

@@ -12,7 +12,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     """End the process with the exit code that `main` returns.
 
     What a user can mend ends in one sentence on stderr and exit code 2, an interruption in exit code 130. Anything else
-    is a defect, and keeps its traceback. What all ranks know is printed by rank 0 alone.
+    is a defect, and keeps its traceback. What several ranks say alike is printed once.
     """
     try:
         sys.exit(main())
@@ -24,12 +24,12 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
-        from ..runtime.distributed import USER_ERRORS, is_main  # torch, which a command that ends well may not need
+        from ..runtime.distributed import USER_ERRORS, first_to_say  # torch, which a command may not need
 
         if not isinstance(error, USER_ERRORS):
             raise
-        if is_main() or not getattr(error, "shared", False):
-            print(f"error: {_sentence(error)}", file=sys.stderr)
+        if first_to_say(sentence := _sentence(error)):
+            print(f"error: {sentence}", file=sys.stderr)
         sys.exit(2)
 
 

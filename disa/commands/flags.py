@@ -5,42 +5,29 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NoReturn
 
-from ..runtime.names import did_you_mean
+from ..runtime.names import did_you_mean, user_name
+from ..runtime.tracking import TRACKERS
 
 Group = argparse._ActionsContainer  # a parser, or a group of its flags
 
-# A setting as the library calls it -> the flags that give it, of which a command has one.
-_FLAGS = {
-    "scale": ("cfg",),
-    "schedule": ("cfg_schedule",),
-    "max_time": ("guidance",),
-    "min_time": ("guidance_min_time",),
-    "skip_below": ("skip_guidance_below",),
-    "upper": ("diff_upper_steps", "flow_upper_steps", "upper_steps"),
-    "lower": ("diff_lower_steps", "flow_lower_steps", "lower_steps", "num_step", "num_sampling_steps"),
-    "strategy": ("diff_annealing_strategy", "flow_annealing_strategy", "annealing_strategy"),
-    "sampler": ("diff_sampler", "flow_sampler", "sampler"),
-    "num_images": ("num_images", "images"),
-    "save_epochs": ("save_last_freq",),
-    "eval_epochs": ("eval_freq",),
-    **{name: (f"cache_{name}",) for name in ("tokens", "conditions", "first")},
-    **{name: (f"feature_{name}",) for name in ("every", "order", "fresh")},
-}
-
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one sentence, printed on rank 0, with what comes closest to a wrong name."""
+    """A parser whose errors are one sentence, printed by one rank, with what comes closest to a wrong name."""
 
     def error(self, message: str) -> NoReturn:
         words = message.removeprefix("unrecognized arguments: ").split() if "unrecognized" in message else []
         message += "".join(
             did_you_mean(word.partition("=")[0], self._flags()) for word in words if word.startswith("--")
         )
-        self.exit(2, f"error: {message} ({self.prog} --help)\n" if os.environ.get("RANK", "0") == "0" else None)
+        said = f"error: {message} ({self.prog} --help)\n"
+        if "RANK" in os.environ:
+            from ..runtime.distributed import first_to_say  # imports torch
+
+            self.exit(2, said if first_to_say(said) else None)
+        self.exit(2, said)
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
         if action.choices is not None and value not in action.choices:
@@ -64,15 +51,10 @@ def naming_flags(args: argparse.Namespace, own: Mapping[str, str] | None = None)
     try:
         yield
     except ValueError as error:
-        message = str(error)
-        if (found := re.match(r"(?:[A-Z]\w*\.)?(\w+) is ", message)) is None:
+        if (found := user_name(str(error), vars(args), own)) is None:
             raise
-        setting, said = found[1], message[found.start(1) :]
-        given = [*([own[setting]] if own and setting in own else []), *_FLAGS.get(setting, ()), setting]
-        flag = next((name for name in given if hasattr(args, name)), None)
-        if flag is None:
-            raise
-        raise ValueError(f"--{said}" if flag == setting else f"--{flag}: {said}") from error
+        flag, said = found
+        raise ValueError(f"--{flag}{said}") from error
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -146,7 +128,9 @@ def parser(description: str, model: str, models: Sequence[str], *, patches: bool
 
     group = result.add_argument_group("output")
     value(group, "--output_dir", "./output_dir", "where results and checkpoints go")
-    value(group, "--log_dir", "./output_dir", "where TensorBoard's log goes; follows --output_dir")
+    value(group, "--log_dir", "./output_dir", "where the log goes; follows --output_dir")
+    text = "of the log: TensorBoard's files, or Weights & Biases (disa[wandb])"
+    group.add_argument("--tracker", default=TRACKERS[0], choices=TRACKERS, help=text)
     add_speed_flags(group, "; in training, of the autocast forward pass")
     add_running_flags(result, seed=1)
     return result

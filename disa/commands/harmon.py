@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -18,8 +19,10 @@ from ..generation.generators import (
     PromptGenerator,
     Sampling,
     check_ar_steps,
+    check_prompts,
     choose_attention,
     image_shape,
+    question_room,
 )
 from ..grouping import Grouping
 from ..guidance import Guidance
@@ -28,7 +31,8 @@ from ..models.harmon import Harmon
 from ..models.vae import SpaceToDepth
 from ..runtime import distributed
 from ..runtime.configs import Config, read_config
-from ..runtime.devices import DTYPES, resolve_dtype
+from ..runtime.devices import DTYPES, resolve_device, resolve_dtype
+from ..runtime.files import BUNDLED
 from ..runtime.fingerprint import fingerprint
 from ..runtime.start import announce
 from ..schedule import StepSchedule
@@ -72,8 +76,8 @@ def read_model_config(path: str | Path) -> Config:
 
 def _pixels(text: str) -> int | str:
     """Parse an image size: 512 and 512x512 become one. `image_shape` refuses what is no size."""
-    sides = set(text.lower().split("x"))
-    return int(text.lower().split("x")[0]) if len(sides) == 1 and next(iter(sides)).isdecimal() else text
+    first, *others = text.lower().split("x")
+    return int(first) if first.isdecimal() and others in ([], [first]) else text
 
 
 def parser(description: str) -> Parser:
@@ -123,13 +127,21 @@ def parse(parser: ArgumentParser, argv: Sequence[str] | None = None) -> tuple[Na
     return parser.parse_args(argv), config
 
 
-def check(args: Namespace, config: Config, seeds: Sequence[int] = ()) -> None:
-    """Refuse files that are not there and flags that are impossible, with each of `seeds` if images are generated.
+def check(
+    args: Namespace, config: Config, seeds: Sequence[int] = (), prompts: Sequence[str] = (), question: str | None = None
+) -> None:
+    """Refuse what is impossible, before weights are loaded.
+
+    Args:
+        seeds, prompts: of the images that are generated, if any are.
+        question: that is asked, if one is.
 
     Raises:
-        FileNotFoundError, ValueError: naming one.
+        FileNotFoundError, ValueError: naming a file or a flag.
+        OSError: the text tokenizer cannot be fetched.
     """
     with naming_flags(args):
+        resolve_device(args.device)
         if config["model"] in MODELS:
             find_model(config["model"], args.checkpoint)
         if args.vae_path:
@@ -146,6 +158,23 @@ def check(args: Namespace, config: Config, seeds: Sequence[int] = ()) -> None:
             sampling = make_sampling(args, seed)
             get_solver(model.solvers, sampling.sampler)
             check_ar_steps(model, sampling, rows * columns)
+        model.text = load_text(config)  # last: it may be fetched
+        if prompts:
+            check_prompts(model, prompts, (rows, columns), args.cfg_prompt)
+        if question is not None:
+            question_room(model, question, (rows, columns), "prompt")
+
+
+@functools.cache
+def _load_text(source: str) -> TextTokenizer:
+    return TextTokenizer.load(source)
+
+
+def load_text(config: Config) -> TextTokenizer | None:
+    """Load the config's text tokenizer, or that which comes with its model."""
+    bundled = BUNDLED / f"{config['model']}_tokenizer.json"
+    source = config["text_tokenizer"] or (bundled if bundled.is_file() else None)
+    return _load_text(str(source)) if source else None
 
 
 def load(args: Namespace, config: Config, device: torch.device) -> Harmon:
@@ -155,11 +184,10 @@ def load(args: Namespace, config: Config, device: torch.device) -> Harmon:
         FileNotFoundError, ValueError, OSError: a file is missing, or does not fit.
     """
     Acceleration(args.compile, args.graphs).check(device)
-    text = TextTokenizer.load(config["text_tokenizer"]) if config["text_tokenizer"] else None
     args.dtype = resolve_dtype(args.dtype, device, MODELS[config["model"]].half)
     model = load_model(config["model"], args.checkpoint, vae=args.vae_path).to(device, DTYPES[args.dtype])
     assert isinstance(model, Harmon)  # or `check` refused it
-    model.text = text or model.text
+    model.text = load_text(config)
     choose_attention(model.llm, device)
     announce(device, args.dtype)
     return model

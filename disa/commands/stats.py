@@ -10,6 +10,7 @@ from ..evaluation.extractors import missing
 from ..evaluation.metrics import image_statistics
 from ..runtime import distributed
 from ..runtime.files import check_folder, image_files
+from ..runtime.names import did_you_mean
 from ..runtime.start import start
 from .flags import add_device_flag, switch, value
 
@@ -40,7 +41,10 @@ def main(args: Namespace) -> None:
             raise ValueError(f"--{name} is {count}; it must be at least 1")
     if args.image_size and args.data == FASHION:
         raise ValueError("--image_size is for a folder of images; Fashion-MNIST's are 32×32")
-    images = fashion_mnist(False)[0] if args.data == FASHION else image_files(args.data)
+    try:
+        images = fashion_mnist(False)[0] if args.data == FASHION else image_files(args.data)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}{did_you_mean(args.data, [FASHION])}") from error
     device = start(args.device)
     distributed.on_main(lambda: check_folder(args.out.parent, "--out"))  # better refused before the work
     if problem := distributed.on_main(lambda: missing(args.features)):  # may download, which one rank shall do

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..tables.recipes import load_tables
 from ..tables.sweep import ACCELERATORS, EXAMPLES, starting_point, sweep_table
+from ..weights.load import find_weights
 from .reproduce import add_measuring_flags, measure
 
 
@@ -33,4 +34,6 @@ def main(args: argparse.Namespace) -> int:
     grid = {name: values for name, values in vars(args).items() if name in EXAMPLES}
     table = sweep_table(starting_point(load_tables(), args.model), grid, args.accelerate)
     table = table.change(num_images=args.images, batch_size=args.batch_size, checkpoint=args.resume)
+    if args.resume:
+        find_weights(args.resume)
     return measure(args, [table], args.out or Path("out/sweep", args.model), f"Sweep: {args.model}", front=True)

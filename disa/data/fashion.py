@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import zlib
 from pathlib import Path
@@ -55,12 +56,17 @@ def _read_idx(path: Path) -> Tensor:
 def _download(train: bool, root: Path) -> tuple[Tensor, Tensor]:
     from torchvision.datasets import FashionMNIST
 
+    made = [place for place in (root / "FashionMNIST" / "raw", root / "FashionMNIST", root) if not place.exists()]
     try:
         distributed.on_main(lambda: FashionMNIST(root, train=train, download=True) and None)
         data = FashionMNIST(root, train=train)
     except (OSError, RuntimeError) as error:
+        for place in made:
+            with contextlib.suppress(OSError):  # something is in it: a part of the download
+                place.rmdir()
         raise FileNotFoundError(
-            f"Fashion-MNIST is neither in {root} nor in {DEBIAN_FASHION_MNIST}, and its download failed ({error}); "
+            f"Fashion-MNIST is neither in {root} nor in {DEBIAN_FASHION_MNIST}, and its download failed "
+            f"({str(error).splitlines()[0]}); "
             "install Debian's package dataset-fashion-mnist, or give the folder of its four files"
         ) from error
     return F.pad(data.data, (2, 2, 2, 2)), data.targets.long()

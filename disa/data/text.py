@@ -37,7 +37,11 @@ class TextTokenizer:
         with extra("harmon"):
             from transformers import AutoTokenizer, PreTrainedTokenizerFast
         if Path(source).suffix == ".json":
-            return cls(PreTrainedTokenizerFast(tokenizer_file=str(source)))  # type: ignore[no-untyped-call]
+            try:
+                return cls(PreTrainedTokenizerFast(tokenizer_file=str(source)))  # type: ignore[no-untyped-call]
+            except Exception as error:  # tokenizers raises nothing narrower
+                reason = str(error).splitlines()[0] if Path(source).is_file() else "there is no such file"
+                raise OSError(f"{source} cannot be read as a text tokenizer ({reason})") from error
         try:
             return cls(AutoTokenizer.from_pretrained(str(source)))
         except (OSError, ValueError) as error:

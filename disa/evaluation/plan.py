@@ -106,6 +106,8 @@ def check_flags(metrics: str, features: str, place: str, extractors: Mapping[str
             raise ValueError(f"--features are {name!r}; allowed are {', '.join(extractors)} and auto")
     if place != "auto" and not Path(place).exists():
         raise FileNotFoundError(f"there is no --reference {place}; a statistics file or a folder of images is needed")
+    if Path(place).is_file() and Path(place).suffix != ".npz":
+        raise ValueError(f"--reference is {place}; a statistics file (.npz) or a folder of images is needed")
 
 
 def _automatic_reference(extractor: str, bundled: Path | None) -> str | None:

@@ -24,10 +24,10 @@ from ..generation import images
 from ..generation.generators import Generator
 from ..runtime import distributed
 from ..runtime.devices import describe_device
-from ..runtime.extras import extra
 from ..runtime.files import atomic_write, sha256
 from ..runtime.fingerprint import fingerprint
 from ..runtime.stop import stop_requests
+from ..runtime.tracking import track
 from ..trace import StepTrace
 from .accumulator import Accumulator, Partial
 from .extractors import EXTRACTORS, Extractor, feature_extractor
@@ -35,7 +35,7 @@ from .metrics import Statistics, Sums, add, check_metrics, frechet_interval, met
 from .plan import MetricSpec, reference_statistics
 from .results import Results, Scores, describe_machine
 
-GRID_IMAGES = 80
+GRID_IMAGES, GRID_COLUMNS = 80, 10  # of samples.png
 
 
 def versions() -> dict[str, str]:
@@ -56,10 +56,11 @@ def evaluate(
     intervals: bool = False,
     exclusive: bool = False,
     log: Path | None = None,
+    tracker: str = "tensorboard",
     save_seconds: float = 120.0,
     extractors: Mapping[str, Extractor] = EXTRACTORS,
 ) -> Results:
-    """Generate images, measure them, and write `results.json`, `samples.png` and TensorBoard scalars.
+    """Generate images, measure them, and write `results.json`, `samples.png` and a log of scores.
 
     Every rank calls this. An evaluation that was killed goes on from what it last saved, on any number of ranks.
     An impossible count, or a folder of images that were made with other settings, raises a ValueError. Other results in
@@ -73,7 +74,7 @@ def evaluate(
         keep_images: write the images to `folder`/images; those that are there are not generated again.
         intervals: give each Fréchet distance a 95 % interval, which takes every image's features in memory and on disk.
         exclusive: results of other settings in `folder` raise a ValueError.
-        log: folder of the TensorBoard log.
+        log, tracker: folder of the log of scores, and one of `runtime.tracking.TRACKERS` that writes it.
         save_seconds: how often each rank saves its sums.
     """
     check_evaluation(specs, num_images, batch_size, intervals)
@@ -101,7 +102,7 @@ def evaluate(
         results = work.results(asked, references)
         save_grid([work.path(image_id) for image_id in range(min(GRID_IMAGES, num_images))], folder / "samples.png")
         if log is not None:
-            _log_scores(log, results)
+            _log_scores(log, tracker, results)
         if record.is_file() and Results.read(record) != results:  # of other images, or otherwise measured
             record.rename(record.with_name(f"results-{sha256(record)[:6]}.json"))
         results.write(record)
@@ -298,19 +299,16 @@ def _every_core() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def save_grid(paths: Sequence[Path], path: Path, columns: int = 10) -> None:
+def save_grid(paths: Sequence[Path], path: Path, columns: int = GRID_COLUMNS) -> None:
     """Write image files of one size as a grid, small ones enlarged."""
     pixels = read_images(paths)
     with atomic_write(path) as beside:
         images.image_grid(pixels, columns, scale=max(1, 96 // pixels.shape[-1])).save(beside)
 
 
-def _log_scores(log: Path, results: Results) -> None:
-    with extra("eval"):
-        from torch.utils.tensorboard import SummaryWriter
+def _log_scores(log: Path, tracker: str, results: Results) -> None:
     numbers = {f"{one.extractor}/{name}": value for one in results.metrics for name, value in one.numbers().items()}
     if results.seconds_per_image:
         numbers["seconds_per_image"] = results.seconds_per_image
-    with SummaryWriter(str(log)) as writer:
-        for name, value in numbers.items():
-            writer.add_scalar(name, value)
+    with track(tracker, log, config=results.settings) as write:
+        write(numbers, 0)

@@ -388,19 +388,8 @@ class PromptGenerator(Generator):
         super().__init__(model, model.vae, sampling, device)
         self.prompts, self.classes, self.images_per_prompt = list(prompts), classes, images_per_prompt
         self.image_shape, self.cfg_prompt, self.on_step = image_shape, cfg_prompt, on_step
-        tokens = image_shape[0] * image_shape[1]
-        check_ar_steps(model, sampling, tokens)
-        room = model.llm.config.max_position_embeddings - model.image_tokens(image_shape)
-        least = self._encode(["a"], guided=True)[0].shape[1]
-        advice = "shorten the prompt, or take a smaller image" if least <= room else "take a smaller image"
-        for prompt in self.prompts:
-            taken = self._encode([prompt], guided=True)[0].shape[1]
-            if taken > room:
-                shown = f"{prompt[:40]!r}{'…' * (len(prompt) > 40)}"
-                raise ValueError(
-                    f"the prompt {shown} takes {taken} tokens, and beside an image of {tokens} tokens the language "
-                    f"model has room for {max(room, 0)}; {advice}"
-                )
+        check_ar_steps(model, sampling, image_shape[0] * image_shape[1])
+        check_prompts(model, self.prompts, image_shape, cfg_prompt)
 
     def to_dict(self) -> dict[str, object]:
         return {
@@ -417,20 +406,53 @@ class PromptGenerator(Generator):
 
     def arguments(self, ids: Sequence[int]) -> dict[str, object]:
         prompts = [self.prompts[image_id // self.images_per_prompt] for image_id in ids]
-        input_ids, mask = self._encode(prompts, guided=self.sampling.guidance.active)
-        return dict(input_ids=input_ids, attention_mask=mask, image_shape=self.image_shape)
-
-    def _encode(self, prompts: Sequence[str], guided: bool) -> tuple[Tensor, Tensor]:
-        """Token ids and mask [B, T]; if guided [2B, T], the second half of `cfg_prompt`."""
-        if self.model.text is None:
-            raise ValueError("the model has no text tokenizer; attach one (model.text)")
-        return self.model.text.text_to_image_prompts(prompts, guided=guided, cfg_prompt=self.cfg_prompt)
+        guided = self.sampling.guidance.active
+        assert self.model.text is not None  # `check_prompts` refused it
+        encoded = self.model.text.text_to_image_prompts(prompts, guided=guided, cfg_prompt=self.cfg_prompt)
+        return dict(zip(("input_ids", "attention_mask"), encoded, strict=True), image_shape=self.image_shape)
 
 
 def check_ar_steps(model: SampledModel, sampling: Sampling, tokens: int) -> None:
     """Refuse, with a ValueError, what a model cannot do with an image of `tokens` tokens; it needs no weights."""
     if not 1 <= len(model.nfe(sampling.schedule, sampling.sampler, sampling.num_iter)) <= tokens:
         raise ValueError(f"num_iter is {sampling.num_iter}; an image of {tokens} tokens takes 1 to {tokens} AR steps")
+
+
+def check_prompts(
+    model: PromptModel, prompts: Sequence[str], shape: tuple[int, int], cfg_prompt: str = UNCONDITIONAL_PROMPT
+) -> None:
+    """Refuse, with a ValueError, what has no room beside an image of `shape` in tokens; it needs no weights."""
+    if model.text is None:
+        raise ValueError("the model has no text tokenizer; attach one (model.text)")
+    room = model.llm.config.max_position_embeddings - model.image_tokens(shape)
+
+    def taken(prompt: str) -> int:
+        assert model.text is not None
+        return model.text.text_to_image_prompts([prompt], guided=True, cfg_prompt=cfg_prompt)[0].shape[1]
+
+    advice = "shorten the prompt, or take a smaller image" if taken("a") <= room else "take a smaller image"
+    for prompt in prompts:
+        if (count := taken(prompt)) > room:
+            shown = f"{prompt[:40]!r}{'…' * (len(prompt) > 40)}"
+            raise ValueError(
+                f"the prompt {shown} takes {count} tokens, and beside an image of {shape[0] * shape[1]} tokens the "
+                f"language model has room for {max(room, 0)}; {advice}"
+            )
+
+
+def question_room(model: PromptModel, question: str, shape: tuple[int, int], called: str = "question") -> int:
+    """Return how many tokens an answer to a question on an image of `shape` in tokens may take; it needs no weights.
+
+    None at all raises a ValueError that calls the question `called`.
+    """
+    if model.text is None:
+        raise ValueError("the model has no text tokenizer; attach one (model.text)")
+    most, image = model.llm.config.max_position_embeddings, model.image_tokens(shape)
+    asked, least = (len(model.text.question(one, image)) for one in (question, "a"))
+    if asked >= most:
+        taken = f"the {called} and the image take {asked} tokens, {asked - most + 1} too many"
+        raise ValueError(f"{taken}; {f'shorten the {called}, or ' * (least < most)}take a smaller image")
+    return most - asked
 
 
 def image_seed(seed: int, image_id: int) -> int:

@@ -29,6 +29,7 @@ _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"  # the last chunk of every PNG file
 
 Locate = Callable[[Path, int], Path]  # folder and id -> the image's file
 Describe = Callable[[int], Mapping[str, object] | None]  # id -> what the image's file says about itself
+Watch = Callable[[Callable[[float], object]], object]  # takes what moves the bar to a share of the block that comes
 
 
 def image_grid(images: Tensor, columns: int = 8, scale: int = 1, gap: int = 2) -> Image.Image:
@@ -125,7 +126,7 @@ def claim_ids(
     work: Sequence[Sequence[int]],
     num_images: int,
     description: str,
-    watch: Callable[[Callable[[float], object]], object] = lambda _: None,
+    watch: Watch = lambda _: None,
 ) -> Iterator[Sequence[int]]:
     """Yield the blocks of `work` that fall to this rank, under a bar of what all ranks did; every rank calls this.
 
@@ -157,6 +158,7 @@ def generate_images(
     settings: Mapping[str, object],
     path: Locate = image_path,
     metadata: Describe | None = None,
+    watch: Watch = lambda _: None,
 ) -> None:
     """Fill `folder` with the images 0..num_images-1 that it lacks; every rank calls this and does its share.
 
@@ -167,12 +169,14 @@ def generate_images(
         batch_size: images at a time per rank.
         settings: everything that an image depends on besides its id.
         path: names the PNG file of an id.
+        watch: as for `claim_ids`.
     """
     check_counts(num_images, batch_size)
     claim_folder(folder, settings)
     missing = distributed.on_main(lambda: missing_ids(folder, num_images, path))
     with ImageWriter(path, metadata) as writer:
-        for ids in claim_ids(blocks(missing, min(batch_size, share(len(missing)))), num_images, "generating"):
+        work = blocks(missing, min(batch_size, share(len(missing))))
+        for ids in claim_ids(work, num_images, "generating", watch):
             writer.save(folder, ids, to_uint8(sample(ids)).cpu())
     distributed.barrier()
 

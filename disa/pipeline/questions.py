@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -12,6 +12,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from ..data.text import TextTokenizer
 from ..data.transforms import pad_and_resize, to_signed
+from ..generation.generators import question_room
 from ..models.harmon import Harmon
 from ..models.vae import VAE, SpaceToDepth
 
@@ -33,13 +34,8 @@ def answer_question(
     Raises:
         ValueError: question and image are too long.
     """
-    assert model.text is not None
-    text, stride, room_in_all = model.text, model.vae.stride, model.llm.config.max_position_embeddings
-    asked, least = (len(text.question(one, model.image_tokens(shape))) for one in (question, "a"))
-    room = room_in_all - asked
-    if room < 1:
-        taken = f"the {called} and the image take {asked} tokens, {1 - room} too many"
-        raise ValueError(f"{taken}; {f'shorten the {called}, or ' * (least < room_in_all)}take a smaller image")
+    room = question_room(model, question, shape, called)
+    text, stride = cast(TextTokenizer, model.text), model.vae.stride
     pixels = fit_image(image, shape[0] * stride, shape[1] * stride, model.vae)
     device = model.mar.mask_token.device
     answer = model.answer(

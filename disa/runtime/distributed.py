@@ -7,6 +7,7 @@ CPU's for objects.
 from __future__ import annotations
 
 import datetime
+import hashlib
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -164,11 +165,23 @@ def _share_errors(value: T | None, error: Exception | None) -> tuple[T | None, E
 def _result(value: T | None, error: Exception | None) -> T:
     try:
         if error is not None:
-            error.shared = True  # type: ignore[attr-defined]  # every rank raises it, and one need print it
             raise error
     finally:
         del error  # with this frame in its traceback, it would keep all frames alive, and a GPU's memory in them
     return value  # type: ignore[return-value]
+
+
+def first_to_say(text: str) -> bool:
+    """Whether no other rank has said `text`; ranks that fail alike, also before they have met, so say it once."""
+    if "RANK" not in os.environ:
+        return True
+    try:
+        store = (
+            _store() if dist.is_initialized() else next(rendezvous("env://", timeout=datetime.timedelta(seconds=9)))[0]
+        )
+        return store.add(f"said/{hashlib.sha256(text.encode()).hexdigest()}", 1) == 1
+    except (RuntimeError, ValueError):  # nobody answers: better said twice than not at all
+        return True
 
 
 def _store() -> dist.distributed_c10d.Store:

@@ -8,7 +8,7 @@ import functools
 import itertools
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from typing import Any
 import torch
 
 from ..annealing import AnnealedModel
-from ..generation.generators import Sampling
+from ..generation.generators import Sampling, check_ar_steps, image_shape
 from ..models import MODELS, build_model
 from ..models.harmon import Harmon
+from ..models.mar import MAR
+from ..runtime.names import did_you_mean, user_name
 from ..solver import get_solver
 
 if sys.version_info >= (3, 11):
@@ -124,6 +126,22 @@ class Recipe:
         """Evaluations of the head per image."""
         return sum(self.nfe_per_step)
 
+    def check_ar_steps(self) -> None:
+        """Refuse, with a ValueError, more AR steps than an image has tokens; no weights are needed."""
+        model = _outline(self.model)
+        if self.sampling.num_iter is None:  # scales or cells are the AR steps
+            return
+        if isinstance(model, Harmon):
+            side = (model.mar.grid, model.mar.grid)
+            rows, columns = image_shape(self.image_size, model.vae.stride) if self.image_size else side
+        else:
+            assert isinstance(model, MAR)
+            rows = columns = model.grid
+        try:
+            check_ar_steps(model, self.sampling, rows * columns)
+        except ValueError as error:
+            raise ValueError(f"{error} ({self.name})") from error
+
     @property
     def annealed(self) -> bool:
         """Whether AR steps differ in their counts, beyond what spreads a budget evenly."""
@@ -206,14 +224,15 @@ class Table:
         return next((one for one in self.recipes if (one.model, one.row) == (recipe.model, recipe.baseline)), None)
 
 
-def load_tables(folder: Path = FOLDER) -> dict[str, Table]:
-    """Read every table from the families' files in `folder`; families with a table of the same name share it.
+def load_tables(folder: Path = FOLDER, own: Path | None = None) -> dict[str, Table]:
+    """Read every table from the families' files in `folder`, and a user's `own` file; one table may be in several.
 
     Raises a FileNotFoundError if one is missing, and a ValueError that names file, recipe and value if one is wrong.
     """
     tables: dict[str, Table] = {}
-    for family in FAMILIES:
-        path = folder / f"{family}.toml"
+    if own is not None and not own.is_file():
+        raise FileNotFoundError(f"there is no file of recipes {own}")
+    for path in [*(folder / f"{family}.toml" for family in FAMILIES), *([own] if own else [])]:
         if not path.is_file():
             raise FileNotFoundError(f"there is no {path}; install the package again")
         try:
@@ -248,22 +267,26 @@ def choose(tables: Mapping[str, Table], names: Sequence[str]) -> list[Table]:
     for name in names:
         found = fnmatch.filter(every, name if "/" in name else f"{name}/*")
         if not found:
-            raise ValueError(f"there is no table or recipe {name}; `disa reproduce --list` prints them")
+            advice = did_you_mean(name, [*tables, *every]) or "; `disa reproduce --list` prints them"
+            raise ValueError(f"there is no table or recipe {name}{advice}")
         wanted.update(found)
     shown = {key: tuple(one for one in table.recipes if one.name in wanted) for key, table in tables.items()}
     return [dataclasses.replace(tables[key], shown=recipes) for key, recipes in shown.items() if recipes]
 
 
-def list_tables(tables: Mapping[str, Table]) -> str:
-    """Write tables and their recipes in words."""
+def list_tables(tables: Iterable[Table]) -> str:
+    """Write a line on each table, with its number of rows."""
+    lines = [f"{table.name:20} {len(table.recipes):3} rows  {table.title}" for table in tables]
+    return "\n".join([*lines, "`disa reproduce --list NAME …` prints the rows of tables, or those of a pattern"])
+
+
+def list_rows(tables: Iterable[Table]) -> str:
+    """Write a line on each row that is shown of tables: its settings, and what is published."""
     lines = []
-    for table in tables.values():
-        lines.append(f"{table.name}: {table.title}")
-        for recipe in table.recipes:
-            settings = " ".join(f"{name} {value}" for name, value in recipe.sampling.to_dict().items())
-            found = [f"published FID {one.fid} ({one.source})" for one in recipe.published if one.fid is not None]
-            published = "".join(f", {one}" for one in found)
-            lines.append(f"  {recipe.name:38} {recipe.num_images} images{published}; {settings}")
+    for recipe in (recipe for table in tables for recipe in table.shown):
+        found = [f"published FID {one.fid} ({one.source})" for one in recipe.published if one.fid is not None]
+        words = f"{recipe.name:40} {recipe.num_images:6,} images", recipe.sampling.name(), *found
+        lines.append("  ".join(words))
     return "\n".join(lines)
 
 
@@ -288,6 +311,8 @@ def _extend(table: Table | None, name: str, section: Level, common: Level) -> Ta
             raise ValueError(f"{name}: another file has a {key} of it; one is enough")
         words[key] = str(shared.pop(key, known))
     found = [recipe for model, own in models.items() for recipe in _recipes(name, model, own, {**common, **shared})]
+    if not found:
+        raise ValueError(f"{name}: the table has no rows; a model's are in [{name}.MODEL]")
     recipes = (*(table.recipes if table else ()), *found)
     return Table(name, **words, recipes=recipes, shown=recipes)
 
@@ -295,7 +320,8 @@ def _extend(table: Table | None, name: str, section: Level, common: Level) -> Ta
 def _recipes(table: str, model: str, section: Level, shared: Level) -> Iterator[Recipe]:
     """Make the recipes of a model in a table."""
     if model not in MODELS:
-        raise ValueError(f"{table}: there is no model {model}; allowed are {', '.join(MODELS)}")
+        said = f"{table}: there is no model {model}{did_you_mean(model, MODELS)}"
+        raise ValueError(f"{said}; allowed are {', '.join(MODELS)}")
     own, within = _split(section)
     grid, rows = within.pop("grid", {}), within.pop("rows", {})
     if within:
@@ -303,13 +329,16 @@ def _recipes(table: str, model: str, section: Level, shared: Level) -> Iterator[
     for name, values in grid.items():
         if not isinstance(values, list) or not values:
             raise ValueError(f"{table}: {name} of {model} is {values!r}; a grid's values are a list")
+    if not (grid or rows):
+        raise ValueError(f"{table}: {model} has no rows; give it rows.NAME = {{ setting = value, … }}, or a grid")
     for name, row in [*expand(grid).items(), *rows.items()]:
         if not isinstance(row, dict):
             raise ValueError(f"{table}: {name} of {model} is {row!r}; a row is {{ setting = value, … }}")
         try:
             yield _recipe(table, model, name, {**shared, **own, **row})
         except ValueError as error:
-            raise ValueError(f"{table}/{model}-{name}: {error}") from error
+            found = user_name(str(error), {**shared, **own, **row})
+            raise ValueError(f"{table}/{model}-{name}: {''.join(found) if found else error}") from error
 
 
 def _recipe(table: str, model: str, row: str, values: Level) -> Recipe:

@@ -15,6 +15,7 @@ from ..evaluation.plan import MetricSpec, check_flags
 from ..runtime import distributed
 from ..runtime.devices import DTYPES
 from ..runtime.distributed import print_main
+from ..runtime.files import check_folder
 from ..runtime.start import announce, start
 from .measure import Make, Measurements, load, plan_recipe
 from .recipes import Recipe, Table
@@ -49,6 +50,7 @@ def reproduce(
     where = start(device)
     check_flags(metrics, features, reference)
     acceleration.check(where)
+    distributed.on_main(lambda: check_folder(out, "--out"))
     announce(where)
     known = Measurements(out, where, dtype, acceleration, save_seconds)
     plan = partial(plan_recipe, metrics=metrics, features=features, reference=reference)

@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from ..evaluation.extractors import DINOV2
 from ..evaluation.results import Results, Scores
+from ..evaluation.run import GRID_COLUMNS, GRID_IMAGES
 from ..generation.generators import OPTIONAL
 from ..runtime.files import atomic_write
 from . import report
@@ -20,6 +21,10 @@ from .recipes import NUMBERS, Recipe, Table
 from .report import Column, Point, Section, decimals
 from .sweep import SOLVERS, canonical
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SAMPLE_LINES, SAMPLES = 2, (640, 640)  # of a row's samples in the page: lines of the grid, and most pixels
 # Feature spaces, those that plots prefer first: the name of their Fréchet distance, and its decimals.
 DISTANCES = {
     "inception": ("FID", 2),
@@ -284,8 +289,22 @@ def section_of(one: Table, known: Measurements, front: bool) -> Section[Row]:
         said.append(f"On the front: nothing here has a lower {title} at the same {cost} or less.")
     text = "\n\n".join(filter(None, [*said, *known.complaints(one.shown)]))
     plots = {title: report.plot_quality(found, cost, title, front=True) for title, found in points.items()}
-    pictures = {f"{title} with 95 % intervals": plot for title, plot in plots.items()}
+    pictures: dict[str, Figure | Image.Image] = {f"{title} with 95 % intervals": plot for title, plot in plots.items()}
+    pictures |= {f"samples of {row.recipe.label}": samples for row in done if (samples := samples_of(row, known))}
     return Section(one.title, text, rows, columns_of(rows), pictures)
+
+
+def samples_of(row: Row, known: Measurements) -> Image.Image | None:
+    """Read the first rows of a row's grid of samples, small; None if it has none."""
+    path = known.folder(row.recipe) / "samples.png"
+    try:
+        with Image.open(path) as grid:
+            lines = -(-min(row.recipe.num_images, GRID_IMAGES) // GRID_COLUMNS)
+            shown = grid.crop((0, 0, grid.width, grid.height * min(SAMPLE_LINES, lines) // lines))
+    except OSError:
+        return None
+    shown.thumbnail(SAMPLES)
+    return shown
 
 
 def show(tables: Sequence[Table], known: Measurements, title: str, front: bool) -> None:
@@ -295,8 +314,7 @@ def show(tables: Sequence[Table], known: Measurements, title: str, front: bool) 
     report.write_text(known.out / "table.md", "\n".join([f"# {title}\n", *parts]))
     report.write_text(known.out / "table.csv", report.table_csv([row.record() for one in sections for row in one.rows]))
     for one, section in zip(tables, sections, strict=True):
-        for figure in list(section.pictures.values())[:1]:
-            assert not isinstance(figure, Image.Image)
+        for figure in [one for one in section.pictures.values() if not isinstance(one, Image.Image)][:1]:
             with atomic_write(known.out / f"{one.name}.png") as beside:
                 figure.savefig(beside, dpi=160)
     report.write_report(known.out / "report.html", title, sections)

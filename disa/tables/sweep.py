@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from .. import diffusion, flow
 from ..generation.generators import OPTIONAL, Sampling
+from ..runtime.names import did_you_mean
 from ..schedule import StepSchedule
 from .recipes import Recipe, Table, expand
 
@@ -47,7 +48,8 @@ def starting_point(tables: Mapping[str, Table], model: str) -> Recipe:
         if recipe.model == model and recipe.annealed:
             return recipe
     allowed = dict.fromkeys(recipe.model for recipe in every)
-    raise ValueError(f"there is no recipe of {model!r}; allowed are {', '.join(allowed)}")
+    said = f"there is no recipe of {model!r}{did_you_mean(model, allowed)}"
+    raise ValueError(f"{said}; allowed are {', '.join(allowed)}")
 
 
 def sweep_table(start: Recipe, grid: Mapping[str, Sequence[object]], accelerate: Sequence[str] = ()) -> Table:

@@ -5,13 +5,15 @@ One rank lists the files, and sends the others the list: on a network disk, a mi
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import TensorDataset
 from torchvision.datasets import DatasetFolder, ImageFolder
@@ -54,6 +56,24 @@ def class_folders(root: Path, flag: str) -> Path:
     return found
 
 
+def read_images(root: Path, transform: Callable[[Image.Image], Tensor] | None = None) -> ImageFolder:
+    """List the images of `class_folders`; raise FileNotFoundError if a class has none."""
+    folder = class_folders(root, "--data_path")
+    with _naming_empty_classes(folder, "images"):
+        return ImageFolder(str(folder), transform=transform)
+
+
+@contextlib.contextmanager
+def _naming_empty_classes(folder: Path, what: str) -> Iterator[None]:
+    """Say in a sentence which class folders hold nothing of what is read from them."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        classes = str(error).partition("classes ")[2].partition(". ")[0]
+        said = f"{folder} has no {what} of the classes {classes}; add some, or remove their folders"
+        raise FileNotFoundError(said) from error
+
+
 def image_folder_data(vae: AutoencoderKL, root: str | Path, image_size: int) -> TrainingData:
     """Read ImageNet or any folder of `class_folders`, cropped to `image_size`, mirrored at random."""
 
@@ -62,8 +82,7 @@ def image_folder_data(vae: AutoencoderKL, root: str | Path, image_size: int) -> 
         return sample_latents(vae, torch.where(mirrored, images.flip(-1), images))
 
     def read() -> ImageFolder:
-        folder = class_folders(Path(root), "--data_path")
-        return ImageFolder(str(folder), transform=functools.partial(crop_to_tensor, size=image_size))
+        return read_images(Path(root), transform=functools.partial(crop_to_tensor, size=image_size))
 
     return TrainingData(distributed.on_main(read), to_latents)
 
@@ -81,7 +100,8 @@ def cached_data(root: str | Path) -> TrainingData:
 
     def read() -> DatasetFolder:
         folder = class_folders(Path(root), "--cached_path")
-        return DatasetFolder(str(folder), loader=_load_moments, is_valid_file=is_finished)
+        with _naming_empty_classes(folder, "latents of main_cache.py"):
+            return DatasetFolder(str(folder), loader=_load_moments, is_valid_file=is_finished)
 
     return TrainingData(distributed.on_main(read), to_latents)
 

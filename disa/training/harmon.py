@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from ..runtime.configs import read_config
 from ..runtime.devices import DTYPES
 from ..runtime.files import BUNDLED
 from ..runtime.start import start
-from ..weights.load import load_into, load_model, load_vae, open_checkpoint
+from ..weights.load import find_vae, find_weights, load_into, load_model, load_vae, open_checkpoint
 from .checkpoint import find_checkpoint
 from .data import sample_latents
 from .loop import train
@@ -198,17 +199,19 @@ def load_training_config(
 
     Raises FileNotFoundError if there is no such file, ValueError for what training does not know, or lacks.
     """
-    content = {key: value for key, value in read_config(path, ("model", "data"), options).items() if key[0] != "_"}
-    for name, needed in (("model", str), ("data", Mapping), ("training", Mapping), ("mar", Mapping), ("llm", Mapping)):
-        if not isinstance(value := content.get(name, {}), needed):
-            raise ValueError(
-                f"{path}: {name} is {value!r}; {'a text is' if needed is str else 'names and values are'} needed"
-            )
+    content = {key: value for key, value in read_config(path, ("model", "data"), options).items() if key[:1] != "_"}
+    words = {str: "a text is", bool: "True or False is", Mapping: "names and values are"}
+    kinds = {"model": str, "freeze_llm": bool, **dict.fromkeys(("data", "training", "mar", "llm"), Mapping)}
+    for name, needed in kinds.items():
+        if name in content and not isinstance(value := content[name], needed):
+            raise ValueError(f"{path}: {name} is {value!r}; {words[needed]} needed")
     training = {"dtype": "float32", **content.pop("training", {}), **({} if seed is None else {"seed": seed})}
     for what, said, kind in (("", content, TrainingConfig), (": training", training, TrainingSettings)):
         allowed = sorted(one.name for one in fields(kind))
         if unknown := sorted(said.keys() - set(allowed)):
-            raise ValueError(f"{path}{what} has {', '.join(unknown)}; allowed are {', '.join(allowed)}")
+            raise ValueError(
+                f"{path}{what} has {', '.join(unknown) or 'an empty name'}; allowed are {', '.join(allowed)}"
+            )
     for old, new in (("drawing", "text_to_image"), ("answering", "image_to_text")):
         if old in content["data"]:
             raise ValueError(f"{path}: data.{old} is called data.{new} now; rename it")
@@ -253,13 +256,37 @@ def _check_kind(config: TrainingConfig) -> str:
     return wanted
 
 
-def _open_data(config: TrainingConfig, vae: VAE, buffer_size: int) -> TextData:
-    """Open the text tokenizer and the data."""
+def _check_data(config: TrainingConfig) -> None:
+    """Refuse, before weights are loaded, data that is not there or not described as needed."""
+    kind, options = _check_kind(config), {key: value for key, value in config.data.items() if key != "type"}
+    with _explain("the config's data does not fit; see configs/examples/"):
+        inspect.signature(fashion_text if kind == "fashion" else folder_text).bind(None, None, 0, **options)
+    if not (isinstance(drop := options.get("drop", 0.1), (int, float)) and 0 <= drop <= 1):
+        raise ValueError(f"data.drop is {drop!r}; a share in [0, 1] is needed")
+    for name in ("text_to_image", "image_to_text"):
+        if (said := options.get(name)) is None:
+            continue
+        if not (isinstance(said, Mapping) and isinstance(said.get("data_path"), str)):
+            raise ValueError(f"data.{name} is {said!r}; names and values are needed, with the list's data_path")
+        if not Path(said["data_path"]).is_file():
+            raise FileNotFoundError(f"there is no data.{name}.data_path {said['data_path']}")
+    for path in (config.checkpoint, config.mar_weights):
+        if path and path not in MODELS:
+            find_weights(path)
+    if config.vae_path:
+        find_vae(config.vae_path)
+
+
+def _load_text(config: TrainingConfig) -> TextTokenizer:
     bundled = BUNDLED / f"{config.model}_tokenizer.json"
     if not (config.text_tokenizer or bundled.is_file()):
         raise ValueError(f"the config has no text_tokenizer, and none comes with the package for {config.model}")
-    text = TextTokenizer.load(config.text_tokenizer or bundled)
-    options, kind = dict(config.data), _check_kind(config)
+    return TextTokenizer.load(config.text_tokenizer or bundled)
+
+
+def _open_data(config: TrainingConfig, text: TextTokenizer, vae: VAE, buffer_size: int) -> TextData:
+    """Open the data."""
+    options, kind = dict(config.data), config.data["type"]
     options.pop("type")
     open_data: Callable[..., TextData] = fashion_text if kind == "fashion" else folder_text
     try:
@@ -270,16 +297,17 @@ def _open_data(config: TrainingConfig, vae: VAE, buffer_size: int) -> TextData:
 
 def run_training(config: TrainingConfig, output: Path, *, resume: str | None = None, device: str = "auto") -> None:
     """Train as a config says, from where an earlier run in `output` stopped."""
-    _check_kind(config)
+    _check_data(config)
     place, settings = start(device), config.training
     torch.manual_seed(settings.seed)
     checkpoint = find_checkpoint(resume) if resume else None
+    text = _load_text(config)
     model = starting_model(config)
     # Training needs the VAE and does not change it: it is no part of what is wrapped, averaged and saved.
     vae = model.vae.requires_grad_(False).to(place)
     del model.vae
     model.llm.requires_grad_(not config.freeze_llm)
-    dataset, prepare = _open_data(config, vae, model.mar.buffer_size)
+    dataset, prepare = _open_data(config, text, vae, model.mar.buffer_size)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     distributed.print_main(f"{trained:,} parameters to train, {len(dataset):,} items")
     train(

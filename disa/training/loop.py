@@ -17,16 +17,15 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..runtime import distributed
-from ..runtime.extras import extra
 from ..runtime.start import announce
 from ..runtime.stop import stop_requests
+from ..runtime.tracking import Scalars, track
 from . import sharding
 from .checkpoint import LAST, TrainingState
 from .optimization import TrainingSettings
 
 Prepare = Callable[..., tuple[object, ...]]
 Evaluate = Callable[[nn.Module, int], Mapping[str, float]]
-Scalars = Mapping[str, float | Tensor]
 
 
 def train(
@@ -49,7 +48,7 @@ def train(
     Args:
         dataset: tuples by index, the same whenever asked for; it has a length.
         prepare: parts of a batch, tensors on `device` -> arguments of the model's `forward`; augmentation belongs here.
-        output, log: folders of `checkpoint-last.pth`, from which a later run continues, and of the TensorBoard log.
+        output, log: folders of `checkpoint-last.pth`, from which a later run continues, and of the tracker's log.
         resume: another checkpoint to continue from when `output` has none yet.
         evaluate: (model with averaged weights, epoch) -> scores for the log.
         args: kept in the checkpoint, as in the released ones.
@@ -76,7 +75,7 @@ def train(
     total, done = (steps * images_per_step for steps in (settings.epochs * state.steps_per_epoch, state.step))
     silent = not distributed.is_main()
     with (
-        _tensorboard(log, state.step) as write,
+        _log(log, state) as write,
         tqdm(total=total, initial=done, unit="img", unit_scale=True, desc="training", disable=silent) as bar,
     ):
         write(_scores(state, evaluate), state.step)  # in case the run was stopped before its evaluation
@@ -170,13 +169,8 @@ def _save_if_due(state: TrainingState, save_seconds: float, stop: list[int]) -> 
         )
 
 
-@contextlib.contextmanager
-def _tensorboard(folder: Path, step: int) -> Iterator[Callable[[Scalars, int], object]]:
-    """Yield a function that writes scalars of a step to the log in `folder`; only the main rank writes."""
+def _log(folder: Path, state: TrainingState) -> contextlib.AbstractContextManager[Callable[[Scalars, int], object]]:
+    """Open the log in `folder`; only the main rank writes."""
     if not distributed.is_main():
-        yield lambda *_: None
-        return
-    with extra("train"):
-        from torch.utils.tensorboard import SummaryWriter
-    with SummaryWriter(str(folder), purge_step=step) as writer:
-        yield lambda scalars, step: [writer.add_scalar(name, value, step) for name, value in scalars.items()]
+        return contextlib.nullcontext(lambda *_: None)
+    return track(state.settings.tracker, folder, state.step, vars(state.args))

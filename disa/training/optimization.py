@@ -9,6 +9,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
+from ..runtime.tracking import check_tracker
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -30,12 +32,15 @@ class TrainingSettings:
     eval_epochs: int = 1  # where there is something to evaluate with
     num_workers: int = 0
     pin_memory: bool = False
+    tracker: str = "tensorboard"  # or "wandb"
 
     def __post_init__(self) -> None:
         for one in fields(self):
             value = getattr(self, one.name)
             if one.type == "int" and type(value) is not int:
                 raise ValueError(f"{one.name} is {value!r}; a whole number is needed")
+            if one.type == "bool" and type(value) is not bool:
+                raise ValueError(f"{one.name} is {value!r}; it must be True or False")
             given = one.type == "float" or (one.type == "float | None" and value is not None)
             if given and not (type(value) in (int, float) and math.isfinite(value) and value >= 0):
                 raise ValueError(f"{one.name} is {value!r}; it must be at least 0, and finite")
@@ -47,6 +52,7 @@ class TrainingSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {value}")
         if not 0 <= self.ema_rate < 1:
             raise ValueError(f"ema_rate is {self.ema_rate}; it must be in [0, 1)")
+        check_tracker(self.tracker)
 
     def learning_rate(self, epoch: float, ranks: int = 1) -> float:
         """Learning rate at a fractional epoch: a linear warm-up, then constant or a half cosine down to `min_lr`."""

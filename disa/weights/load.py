@@ -49,7 +49,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:  # Any: whatever was saved
     except (MemoryError, PermissionError):
         raise
     except Exception as error:  # a damaged archive or pickle can fail in any way
-        advice = "holds text: give a checkpoint" if _is_text(path) else "may be truncated: remove it and fetch it again"
+        known = _begins_as_checkpoint(path)
+        advice = "may be truncated: remove it and fetch it again" if known else "is none: give a checkpoint"
         reason = f"cannot be read as a checkpoint; it {advice}"
         if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
             reason = f"holds {code[1]}, which is code and not weights; it was not executed. Give a plain state dict"
@@ -59,12 +60,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:  # Any: whatever was saved
     return content
 
 
-def _is_text(path: Path) -> bool:
-    """Whether a file begins with text; what is binary has control characters."""
+def _begins_as_checkpoint(path: Path) -> bool:
+    """Whether a file begins as torch's do, with a zip archive or, the old ones, a pickle; an empty one may have."""
     with open(path, "rb") as file:
-        head = file.read(1024).decode(errors="replace")
-    # Its last character may be cut.
-    return bool(head) and not re.search(r"[\x00-\x08\ufffd]", head[:-1] or head)
+        head = file.read(2)
+    return head == b"PK" or head[:1] in (b"\x80", b"")
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:

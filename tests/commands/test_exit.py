@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.distributed import HashStore
 
 from disa.commands.exit import run
 from disa.commands.flags import Parser
@@ -33,20 +34,26 @@ def test_what_a_user_can_mend_ends_in_2(capsys, error):
     assert capsys.readouterr().err == "error: a\n"
 
 
-def test_what_every_rank_knows_is_printed_by_rank_0(capsys, monkeypatch):
-    def shared():
-        distributed.on_all(fail_with(ValueError("a")))
-
-    def alone():
-        raise ValueError("b")
-
-    monkeypatch.setattr(distributed, "is_main", lambda: False)
-    assert exit_code(shared) == exit_code(alone) == 2
-    assert capsys.readouterr().err == "error: b\n"
-    monkeypatch.setenv("RANK", "1")
+def test_what_several_ranks_say_alike_is_printed_once(capsys, monkeypatch):
+    store = HashStore()
+    monkeypatch.setattr(distributed, "rendezvous", lambda *_, **__: iter([(store, 0, 2)]))
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        for error in ("a", f"rank {rank} alone"):
+            assert exit_code(fail_with(ValueError(error))) == 2
+        assert exit_code(lambda: Parser(prog="p").parse_args(["--what"])) == 2
+    printed = ["error: a", "error: rank 0 alone", "error: unrecognized arguments: --what (p --help)"]
+    assert capsys.readouterr().err.splitlines() == [*printed, "error: rank 1 alone"]
     assert exit_code(fail_with(KeyboardInterrupt("stopped"))) == 130
-    assert exit_code(lambda: Parser().parse_args(["--what"])) == 2
     assert capsys.readouterr().err == ""
+
+
+def test_a_rank_that_nobody_answers_says_it_itself(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert exit_code(fail_with(ValueError("a"))) == 2
+    assert capsys.readouterr().err == "error: a\n"
 
 
 def test_a_full_gpu_is_told_what_may_help(capsys):

@@ -217,15 +217,214 @@ WRONG = [
     (DISA, "checkpoints", "COMMAND"),
     (DISA, "checkpoints fetch mar_bsae", "there is no published file 'mar_bsae'"),
     (DISA, "checkpoints verify nowhere.pth", "there is no checkpoint nowhere.pth"),
-    (DISA, "checkpoints verify prompts.json", "prompts.json cannot be read as a checkpoint; it holds text"),
-    (DISA, "checkpoints export prompts.json o.safetensors", "it holds text"),
+    (DISA, "checkpoints verify prompts.json", "prompts.json cannot be read as a checkpoint; it is none"),
+    (DISA, "checkpoints export prompts.json o.safetensors", "it is none"),
     (DISA, "checkpoints export nowhere.pth o.safetensors", "there is no checkpoint nowhere.pth"),
     (DISA, "checkpoints export nowhere.pth", "the following arguments are required: OUT"),
+    (MAR, "--tracker mlflow", "--tracker: 'mlflow' is unknown; allowed are tensorboard, wandb"),
+    (MAR, "extra words", "unrecognized arguments: extra words"),
+    (MAR, "--cfg 1e400", "--cfg: scale is inf"),
+    (MAR, "--cfg two", "--cfg: invalid float value: 'two'"),
+    (MAR, "--num_images 1e3", "--num_images: invalid int value: '1e3'"),
+    (MAR, "--num_images -4", "--num_images is -4"),
+    (MAR, "--seed 1.5", "--seed: invalid int value"),
+    (MAR, "--diffloss_d 0", "--diffloss_d: head_depth is 0"),
+    (MAR, "--buffer_size -1", "--buffer_size is -1"),
+    (MAR, "--img_size -32", "--img_size: image_size is -32"),
+    (MAR, "--vae_embed_dim 0", "--vae_embed_dim: latent_channels is 0"),
+    (MAR, "--vae_stride 3", "--img_size: image_size is 32; it must be a multiple"),
+    (MAR, "--patch_size 8", "--num_iter is 16; there must be 1 to 1 AR steps"),
+    (MAR, "--diff_lower_steps 99", "--diff_upper_steps: upper is 40, below lower = 99"),
+    (MAR, "--cache_conditions 0", "--cache_conditions: conditions is 0"),
+    (MAR, "--tokens_per_step few", "--tokens_per_step: 'few' is unknown; allowed are cosine, stages"),
+    (MAR, "--guidance nan", "--guidance: max_time is nan"),
+    (MAR, "--skip_guidance_below nan", "--skip_guidance_below: skip_below is nan"),
+    (MAR, "--resume picture.png", "picture.png cannot be read as a checkpoint; it is none: give a checkpoint"),
+    (MAR, "--resume prompts.json", "prompts.json cannot be read as a checkpoint; it is none: give a checkpoint"),
+    (MAR, "--step_schedule picture.png", "picture.png is no step schedule"),
+    (MAR, "--step_schedule force:nowhere.json", "there is no step schedule nowhere.json"),
+    (MAR, "--metrics fid --reference picture.png", "--reference is picture.png; a statistics file (.npz) or a folder"),
+    (MAR, "--metrics fid --reference empty", "there are no images in empty"),
+    (MAR, "--metrics fid,,isc", "--metrics has ''; allowed are"),
+    (MAR, "--metrics none,fid", "--metrics has 'none'"),
+    (MAR, "--device mps", "--device is 'mps', but this machine has none"),
+    (MAR, "--output_dir prompts.json/x", "--output_dir is in prompts.json/x"),
+    (MAR, "--model xar_fashion", "'xar_fashion' is unknown; did you mean mar_fashion?"),
+    (MAR_TRAIN, "--attn_dropout 2", "--attn_dropout is 2.0; it must be in [0, 1]"),
+    (MAR_TRAIN, "--proj_dropout -1", "--proj_dropout is -1.0"),
+    (MAR_TRAIN, "--lr oops", "--lr: invalid float value: 'oops'"),
+    (MAR_TRAIN, "--epochs 1.5", "--epochs: invalid int value: '1.5'"),
+    (MAR_TRAIN, "--min_lr -1", "--min_lr is -1.0"),
+    (MAR_TRAIN, "--eval_freq 0 --online_eval", "--eval_freq: eval_epochs is 0"),
+    (MAR_TRAIN, "--online_eval --metrics foo", "--metrics has 'foo'"),
+    (MAR_TRAIN, "--online_eval --step_schedule nowhere.json", "there is no step schedule nowhere.json"),
+    (MAR_TRAIN, "--use_cached --cached_path classes", "classes has no latents of main_cache.py of the classes one"),
+    (MAR_TRAIN, "--use_cached --cached_path empty", "empty has no class folders; give the right --cached_path"),
+    (MAR_TRAIN, "--resume empty", "there is no checkpoint empty/checkpoint-last.pth to resume from"),
+    (MAR_TRAIN, "--log_dir picture.png", "--log_dir is in picture.png"),
+    (MAR_TRAIN, "--data_path numbers.json", "numbers.json holds no train-images-idx3-ubyte"),
+    (CACHE, "--data_path classes --vae_path picture.png", "picture.png cannot be read as a checkpoint; it is none"),
+    (CACHE, "--data_path bare", "bare has no images of the classes one"),
+    (CACHE, "--num_workers -1", "--num_workers is -1"),
+    (CACHE, "--data_path classes --cached_path picture.png", "--cached_path is in picture.png"),
+    (CACHE, "--device tpu", "--device is 'tpu'; allowed are"),
+    (FLOWAR, "--scales 1 2 0", "--scales are (1, 2, 0); they must ascend"),
+    (FLOWAR, "--feature_order -1", "--feature_order: order is -1"),
+    (FLOWAR, "--flow_lower_steps 99", "below lower = 99"),
+    (FLOWAR, "--num_iter 4", "unrecognized arguments: --num_iter 4"),
+    (FLOWAR, "--cfg_schedule cosine", "--cfg_schedule: schedule is 'cosine'"),
+    (FLOWAR_TRAIN, "--flow_upper_steps 4", "unrecognized arguments: --flow_upper_steps 4"),
+    (FLOWAR_TRAIN, "--num_step -1", "--num_step: lower is -1"),
+    (XAR, "--cells_per_side -2", "--cells_per_side is -2"),
+    (XAR, "--temperature -2", "--temperature is -2.0"),
+    (XAR, "--patch_size 2", "--patch_size: '2' is unknown; allowed are 1"),
+    (XAR, "--resume nowhere", "there is no checkpoint nowhere"),
+    (DRAW, "--prompt_file long.txt", "the prompt 'very very very very very very very very '… takes 2412 tokens"),
+    (DRAW, "--image_size 1024", "has room for 0; take a smaller image"),
+    (DRAW, "--image_size 32x32x32", "--image_size is 32x32x32"),
+    (DRAW, "--image_size -32", "--image_size is -32"),
+    (DRAW, "--seed", "--seed: expected at least one argument"),
+    (DRAW, "--seed 1 2 x", "--seed: invalid int value: 'x'"),
+    (DRAW, "--output prompts.json/o.png", "--output is in prompts.json"),
+    (DRAW, "--negative_prompt", "--cfg_prompt/--negative_prompt: expected one argument"),
+    (DRAW, "--lower_steps 99", "--upper_steps: upper is 40, below lower = 99"),
+    (DRAW, "--cache_tokens 0", "--cache_tokens: tokens is 0"),
+    (DRAW, "--step_schedule numbers.json", "numbers.json is no step schedule"),
+    (DRAW, "--device tpu", "--device is 'tpu'; allowed are"),
+    (DRAW, "--graphs on", "graphs needs a CUDA device"),
+    (DRAW, "--checkpoint prompts.json", "it is none: give a checkpoint"),
+    (DRAW, "--num_images 3", "unrecognized arguments: --num_images 3; did you mean --num_iter?"),
+    (BATCH, "--data empty.json", "--data empty.json holds no list of prompts"),
+    (BATCH, "--data unasked.json", "a prompt is empty"),
+    (BATCH, "--seed 1 2", "unrecognized arguments: 2"),
+    (BATCH, "--image_size 1024", "has room for 0; take a smaller image"),
+    (BATCH, "--output picture.png", "--output is in picture.png"),
+    (BATCH, "--device tpu", "--device is 'tpu'"),
+    (ASK, "--image empty", "empty cannot be read as an image"),
+    (ASK, "--image_size 1024", "the prompt and the image take 65555 tokens, 65044 too many; take a smaller image"),
+    (ASK, "--checkpoint nowhere.pth", "there is no checkpoint nowhere.pth"),
+    (ASK, "--vae_path nowhere", "there is no VAE nowhere"),
+    (ASK, "--device tpu", "--device is 'tpu'"),
+    (TUNE, "--cfg-options =3", "has an empty name; allowed are"),
+    (TUNE, "--cfg-options training.tracker=mlflow", "tracker is 'mlflow'; allowed are tensorboard, wandb"),
+    (TUNE, "--cfg-options training.pin_memory=maybe", "pin_memory is 'maybe'; it must be True or False"),
+    (TUNE, "--cfg-options training.ema_rate=1", "ema_rate is 1"),
+    (TUNE, "--cfg-options freeze_llm=maybe", "freeze_llm is 'maybe'; True or False is needed"),
+    (TUNE, "--cfg-options mar.width=x", "the config's mar or llm does not fit"),
+    (TUNE, "--cfg-options llm.hidden_size=0", "the config's mar or llm does not fit"),
+    (TUNE, "--cfg-options mar=3", "mar is 3; names and values are needed"),
+    (TUNE, "--cfg-options model=mar_fashion", "model is 'mar_fashion'; allowed are harmon"),
+    (TUNE, "--cfg-options data.foo=1", "the config's data does not fit"),
+    (TUNE, "--cfg-options data.drop=2", "data.drop is 2; a share in [0, 1] is needed"),
+    (TUNE, "--cfg-options mar_weights=prompts.json", "it is none: give a checkpoint"),
+    (TUNE, "--cfg-options vae_path=nowhere.ckpt", "there is no VAE nowhere.ckpt"),
+    (TUNE, "--cfg-options text_tokenizer=nowhere.json", "nowhere.json cannot be read as a text tokenizer"),
+    (TUNE, "--seed -1", "seed is -1"),
+    (TUNE, "--launcher slurm", "--launcher: 'slurm' is unknown; allowed are none, pytorch"),
+    (TUNE, "--device tpu", "device is 'tpu'"),
+    (DISA, "reproduce --recipes nowhere.toml", "there is no file of recipes nowhere.toml"),
+    (DISA, "reproduce --recipes picture.png", "picture.png: "),
+    (DISA, "reproduce --recipes broken.toml", "broken.toml: "),
+    (DISA, "reproduce --recipes cfg.toml", "cfg.toml: mine/mar_fashion-one: cfg: scale is -2.0"),
+    (
+        DISA,
+        "reproduce --recipes steps.toml",
+        "takes 1 to 64 AR steps (mine/mar_fashion-one)",
+    ),
+    (DISA, "reproduce --recipes rows.toml", "rows.toml: mine: mar_fashion has no rows"),
+    (
+        DISA,
+        "reproduce --recipes setting.toml",
+        "setting.toml: mine/mar_fashion-one: there is no setting temprature",
+    ),
+    (
+        DISA,
+        "reproduce --recipes model.toml",
+        "model.toml: mine: there is no model mar_fashon; did you mean",
+    ),
+    (DISA, "reproduce --recipes baseline.toml", "baseline.toml: mine/mar_fashion-one: its baseline two is no row"),
+    (DISA, "reproduce --recipes twice.toml", "twice.toml: there are two recipes bundled/mar_fashion-disa"),
+    (DISA, "reproduce --recipes mine.toml mien", "there is no table or recipe mien; did you mean mine?"),
+    (DISA, "reproduce --list nowhere", "there is no table or recipe nowhere; `disa reproduce --list` prints them"),
+    (DISA, "reproduce --list bundlde", "there is no table or recipe bundlde; did you mean bundled?"),
+    (DISA, "reproduce bundled/mar_fashion-dsia", "did you mean bundled/mar_fashion-disa?"),
+    (DISA, "reproduce bundled --out picture.png", "--out is in picture.png, where nothing can be written"),
+    (DISA, "reproduce bundled --reference picture.png", "--reference is picture.png; a statistics file (.npz)"),
+    (DISA, "reproduce bundled --bacth_size 3", "did you mean --batch_size?"),
+    (DISA, "sweep mar_fashoin --cfg 1", "there is no recipe of 'mar_fashoin'; did you mean mar_fashion?"),
+    (DISA, "sweep mar_fashion", "nothing is varied"),
+    (DISA, "sweep mar_fashion --cfg nan", "--cfg: scale is nan"),
+    (DISA, "sweep mar_fashion --cfg x", "--cfg: invalid float value: 'x'"),
+    (DISA, "sweep mar_fashion --num_iter 65", "--num_iter is 65; an image of 64 tokens"),
+    (DISA, "sweep mar_fashion --diff_sampler disa", "--diff_sampler: sampler is 'disa'"),
+    (DISA, "sweep mar_fashion --cfg 1 --resume nowhere.pth", "there is no checkpoint nowhere.pth"),
+    (DISA, "sweep xar_fashion --accelerate gtr", "xar_fashion has no accelerator gtr"),
+    (DISA, "calibrate mar_fashion --num_iter 65", "--num_iter is 65; an image of 64 tokens"),
+    (DISA, "calibrate mar_fashion --quality nan", "--quality is nan"),
+    (DISA, "calibrate mar_fashion --checkpoint picture.png", "it is none: give a checkpoint"),
+    (DISA, "evidence mar_fashion --out out --num_iter 65", "--num_iter is 65; an image of 64 tokens"),
+    (DISA, "evidence mar_fashion --out out --draws 0", "--draws is 0"),
+    (DISA, "evidence mar_fashion --out out --cfg nan", "--cfg: scale is nan"),
+    (DISA, "stats fashion-minst --out o.npz", "there are no images in fashion-minst; did you mean fashion-mnist?"),
+    (DISA, "stats classes --features fashion-clasifier", "--features are 'fashion-clasifier'; allowed are"),
+    (DISA, "stats fashion-mnist --image_size 32", "--image_size is for a folder of images"),
+    (DISA, "checkpoints nope", "'nope' is unknown; allowed are"),
+    (DISA, "checkpoints verify picture.png", "picture.png cannot be read as a checkpoint; it is none"),
 ]
 
 
 def wrong(command, flags):
     return f"{command[0].rpartition('/')[2]} {flags}".strip()
+
+
+RECIPES = """[mine]
+title = "Mine"
+num_images = 4
+batch_size = 2
+diff_sampler = "DiSA"
+diff_annealing_strategy = "linear"
+diff_upper_steps = 4
+diff_lower_steps = 2
+num_iter = 2
+cfg = 2.0
+cfg_schedule = "linear"
+temperature = 1.0
+seed = 1
+[mine.mar_fashion]
+rows.one = {}
+"""
+FILES = {
+    "prompts.json": '["a bag"]',
+    "numbers.json": "[1]",
+    "empty.json": "[]",
+    "unasked.json": '["a bag", ""]',
+    "long.txt": "very " * 600,
+    "mine.toml": RECIPES,
+    "cfg.toml": RECIPES.replace("cfg = 2.0", "cfg = -2.0"),
+    "steps.toml": RECIPES.replace("num_iter = 2", "num_iter = 65"),
+    "rows.toml": RECIPES.replace("rows.one = {}", ""),
+    "setting.toml": RECIPES.replace("temperature", "temprature"),
+    "model.toml": RECIPES.replace("mar_fashion", "mar_fashon"),
+    "baseline.toml": RECIPES.replace("rows.one = {}", "rows.one = { baseline = 'two' }"),
+    "twice.toml": RECIPES.replace("[mine", "[bundled").replace('title = "Mine"', "").replace("one =", "disa ="),
+    "broken.toml": "[mine",
+    "config.py": "model = 'harmon_fashion'",
+    "other.py": "model = 'mar_fashion'\ntext_tokenizer = None\nsampler = 'DiSA'\n"
+    "schedule = dict(upper=4, lower=2, strategy='linear')\ndefaults = {}",
+    "raises.py": "1 / 0",
+}
+
+
+def set_up(folder):
+    """Write some files, to stand in."""
+    (folder / "empty").mkdir()
+    (folder / "folder.png").mkdir()
+    for name in ("classes", "bare"):
+        (folder / name / "one").mkdir(parents=True)
+    for path in ("picture.png", "classes/one/1.png"):
+        Image.new("RGB", (40, 40)).save(folder / path)
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
 
 
 @pytest.fixture
@@ -235,13 +434,7 @@ def place(tmp_path, monkeypatch):
     def loaded(_model, _state, source):
         raise AssertionError(f"{source} was loaded")
 
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "folder.png").mkdir()
-    (tmp_path / "classes" / "one").mkdir(parents=True)
-    for path in ("picture.png", "classes/one/1.png"):
-        Image.new("RGB", (40, 40)).save(tmp_path / path)
-    (tmp_path / "prompts.json").write_text('["a bag"]')
-    (tmp_path / "numbers.json").write_text("[1]")
+    set_up(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setattr(load, "load_into", loaded)
@@ -276,4 +469,4 @@ def test_a_wrong_input_ends_in_one_sentence(command, flags, named, place, monkey
 
 
 def test_there_are_enough_of_them():
-    assert len({(command, flags) for command, flags, _ in WRONG}) == len(WRONG) >= 100
+    assert len({(command, flags) for command, flags, _ in WRONG}) == len(WRONG) >= 300

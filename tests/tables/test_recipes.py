@@ -8,9 +8,20 @@ import textwrap
 import pytest
 
 from disa import StepSchedule
+from disa.commands.reproduce import EXAMPLE
 from disa.generation.generators import Sampling
 from disa.models import MODELS
-from disa.tables.recipes import FAMILIES, FOLDER, NUMBERS, bundled_settings, choose, expand, list_tables, load_tables
+from disa.tables.recipes import (
+    FAMILIES,
+    FOLDER,
+    NUMBERS,
+    bundled_settings,
+    choose,
+    expand,
+    list_rows,
+    list_tables,
+    load_tables,
+)
 from disa.tables.show import equal_budgets
 from disa.tables.sweep import canonical
 from disa.weights.fetch import CATALOGUE
@@ -269,16 +280,28 @@ for name in ("matplotlib", "torch_fidelity", "transformers", "tokenizers", "mmen
     assert name not in sys.modules
     sys.modules[name] = None
 main(["reproduce", "--list"])
+main(["reproduce", "--list", "harmon", "bundled/mar_*"])
 """
-    assert run("-c", program, cwd=tmp_path).stdout == list_tables(TABLES) + "\n"
+    rows = list_rows(choose(TABLES, ["harmon", "bundled/mar_*"]))
+    assert run("-c", program, cwd=tmp_path).stdout == f"{list_tables(TABLES.values())}\n{rows}\n"
 
 
-def test_list_names_everything():
-    text = list_tables(TABLES)
-    assert [name for name in RECIPES if f"  {name} " not in text] == []
-    assert "imagenet: ImageNet 256" in text
-    assert "published FID ~1.57 (arXiv:2505.20297)" in text
-    assert "published FID 3.61 (arXiv:2412.15205), published FID 3.7 (arXiv:2505.20297)" in text
+def test_tables_are_listed_with_their_number_of_rows():
+    first, *others, advice = list_tables(TABLES.values()).splitlines()
+    assert first.split(maxsplit=3) == ["imagenet", "51", "rows", "ImageNet 256: as released, and with DiSA"]
+    assert len(others) == len(TABLES) - 1
+    assert "--list NAME" in advice
+
+
+def test_rows_are_listed_by_name_or_pattern():
+    lines = list_rows(TABLES.values()).splitlines()
+    assert [line.split()[0] for line in lines] == list(RECIPES)
+    (line,) = list_rows(choose(TABLES, ["imagenet/mar_huge-disa"])).splitlines()
+    settings = "ar64-DiSA-linear-50to5-cfg3.3linear-temperature1-seed1"
+    assert line.split() == [
+        *("imagenet/mar_huge-disa", "50,000", "images", settings, "published", "FID", "~1.57", "(arXiv:2505.20297)")
+    ]
+    assert "published FID 3.61 (arXiv:2412.15205)  published FID 3.7 (arXiv:2505.20297)" in lines[23]
 
 
 # --------------------------------------------------------------------------------------------------------------- files
@@ -357,14 +380,14 @@ def test_families_share_a_table(load):
     [
         ("seed = 1\n", "sead = 1\n", "small/mar_fashion-3-1: there is no setting sead here; there are num_iter"),
         ("seed = 1\n", "seed = 1\npublised_fid = 2\n", "there is no setting publised_fid here"),
-        ("cfg = 1\n", "cfg = -1\n", "Guidance.scale is -1"),
+        ("cfg = 1\n", "cfg = -1\n", "cfg: scale is -1"),
         ("num_images = 10", "", "nothing says what num_images shall be"),
         ("num_images = 10", "num_images = 0", "num_images is 0; a whole number of at least 1"),
         ("temperature = 1.0", "temperature = -1.0", "temperature is -1.0"),
         ("seed = 1\n", "seed = -1\n", "seed is -1"),
         ('diff_sampler = "DiSA"', 'diff_sampler = "DDMI"', "sampler is 'DDMI'; allowed are DiSA, default"),
         ("num_iter = 2\n", "num_iter = 0\n", "num_iter is 0; at least 1"),
-        ("[3, 4]", "[1, 4]", "small/mar_fashion-1-2: StepSchedule.upper is 1, below lower = 2"),
+        ("[3, 4]", "[1, 4]", "small/mar_fashion-1-2: diff_upper_steps: upper is 1, below lower = 2"),
         ("[3, 4]", "[]", "diff_upper_steps of mar_fashion is []"),
         ("[3, 4]", "3", "diff_upper_steps of mar_fashion is 3"),
         (
@@ -429,6 +452,18 @@ def test_missing_files_are_named(load, tmp_path):
         load_tables(tmp_path)
 
 
+def test_own_rows_stand_beside_the_packages(tmp_path):
+    (tmp_path / "mine.toml").write_text(EXAMPLE)
+    own = GOOD.replace("small", "bundled").replace('title = "A title"', "").replace("rows.full", "rows.own")
+    (tmp_path / "more.toml").write_text(own)
+    assert list(load_tables(own=tmp_path / "mine.toml")) == [*TABLES, "mine"]
+    assert [one.row for one in load_tables(own=tmp_path / "mine.toml")["mine"].recipes] == [
+        *("2-1.5", "2-2.0", "4-1.5", "4-2.0", "full", "disa")
+    ]
+    more = load_tables(own=tmp_path / "more.toml")["bundled"]
+    assert (more.title, len(more.recipes)) == (TABLES["bundled"].title, len(TABLES["bundled"].recipes) + 5)
+
+
 def test_grids_are_products():
     assert expand({}) == {}
     assert list(expand({"a": [1, 2], "b": ["x"]}).items()) == [("1-x", {"a": 1, "b": "x"}), ("2-x", {"a": 2, "b": "x"})]
@@ -447,6 +482,9 @@ def test_names_choose_tables_recipes_and_patterns():
     assert names("imagenet", "imagenet/mar_base-disa") == names("imagenet")
     (table,) = choose(TABLES, ["bundled/mar_fashion-disa"])
     assert table.baseline(table.shown[0]).name == "bundled/mar_fashion-full"  # though it is not shown
+    for asked, meant in (("imagnet", "imagenet"), ("imagenet/mar_huge-dias", "imagenet/mar_huge-disa")):
+        with pytest.raises(ValueError, match=f"there is no table or recipe {asked}; did you mean {meant}"):
+            choose(TABLES, [asked])
     for unknown in ("imagnet", "imagenet/mar_base", "bundled/*-x"):
         with pytest.raises(ValueError, match=f"there is no table or recipe {re.escape(unknown)}"):
             choose(TABLES, [unknown])

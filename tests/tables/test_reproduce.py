@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from disa import build_model
+from disa.commands.reproduce import EXAMPLE
 from disa.evaluation.results import Results
 from disa.runtime.files import BUNDLED
 from disa.tables.measure import load
@@ -251,7 +252,7 @@ def test_a_damaged_record_is_measured_again(tables):
 
 def test_a_folder_that_cannot_be_written_is_named_before_anything_is_loaded(tables):
     Path("out").touch()
-    with pytest.raises(OSError, match="out"):
+    with pytest.raises(ValueError, match="--out is in out, where nothing can be written"):
         ask(tables, "both", load=lambda *_: pytest.fail("loaded"))
 
 
@@ -278,13 +279,27 @@ def test_flags_reach_the_recipes(tmp_path, monkeypatch, capsys):
     assert {path.name for path in Path("here").glob("*.*")} == {"table.md", "table.csv", "report.html", "bundled.png"}
 
 
+def test_own_rows_are_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text(EXAMPLE.replace("num_images = 1000", "num_images = 2"))
+    flags = ("--recipes", "mine.toml", "--images", "2", "--metrics", "none", "--device", "cpu", "--out", "here")
+    assert command("reproduce", "mine/mar_fashion-disa", *flags) == 0
+    assert "1 of 1: mine/mar_fashion-disa, 2 images" in capsys.readouterr().out
+    page = Path("here/report.html").read_text()
+    assert page.count("samples of mar_fashion-disa</figcaption>") == page.count("<figure>") == 1
+    assert command("reproduce", "--recipes", "mine.toml", "--list", "mine") == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        f"mine/mar_fashion-{row}" for row in ("2-1.5", "2-2.0", "4-1.5", "4-2.0", "full", "disa")
+    ]
+
+
 def test_nothing_asked_and_unknown_names_end_in_a_sentence(capsys):
     assert command("reproduce") == 2
     assert "name tables or recipes" in capsys.readouterr().err
     assert command("reproduce", "both/mar") == 2
     assert "there is no table or recipe both/mar" in capsys.readouterr().err
     assert command("reproduce", "--list") == 0
-    assert "bundled: The bundled models with their full count, with DiSA" in capsys.readouterr().out
+    assert "16 rows  The bundled models with their full count, with DiSA" in capsys.readouterr().out
 
 
 # ----------------------------------------------------------------------------------------------------------- processes

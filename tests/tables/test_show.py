@@ -4,13 +4,14 @@ import dataclasses
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from disa import Guidance
 from disa.evaluation.extractors import DINOV2
 from disa.evaluation.results import Results, Scores
 from disa.tables.measure import Measurements
 from disa.tables.recipes import choose, load_tables
-from disa.tables.show import Row, columns_of, difference, equal_budgets, section_of, verdict
+from disa.tables.show import Row, columns_of, difference, equal_budgets, samples_of, section_of, verdict
 from disa.tables.sweep import starting_point, sweep_table
 
 TABLES = load_tables()
@@ -206,3 +207,17 @@ def test_the_front_is_by_time_where_times_compare_and_by_evaluations_elsewhere()
     section = section_of(found, known, front=True)
     assert [row.front for row in section.rows] == [True, False, False]  # the fewest evaluations are the best here
     assert "at the same NFE or less" in section.text
+
+
+def test_samples_are_the_first_lines_of_a_rows_grid(tmp_path):
+    known = Measurements(tmp_path, torch.device("cpu"), "float32")
+    recipe = dataclasses.replace(MAR_BASE, num_images=35)
+    assert samples_of(Row(recipe), known) is None
+    folder = known.folder(recipe)
+    folder.mkdir(parents=True)
+    grid = Image.new("L", (1280, 512), 255)  # four lines, of which the last two are black
+    grid.paste(0, (0, 256, 1280, 512))
+    grid.save(folder / "samples.png")
+    shown = samples_of(Row(recipe), known)
+    assert shown.size == (640, 128)
+    assert shown.getextrema() == (255, 255)

@@ -200,6 +200,19 @@ def test_configs_say_what_they_lack(config, tmp_path):
         run_training(plain, tmp_path / "out", resume=str(tmp_path / "nowhere.pth"), device="cpu")
     with pytest.raises(ValueError, match="neither a checkpoint nor a vae_path"):
         starting_model(TrainingConfig("harmon", {}, mar=SMALL_MAR, llm=load_json("harmon/index.json")["llm"]))
+    lists = {"data_path": str(tmp_path / "nowhere.json")}
+    for changes, named in (
+        ({"data": {"type": "fashion", "drop": 2}}, "data.drop is 2; a share"),
+        ({"model": "harmon_1.5b", "data": {"type": "folders"}}, "missing a required argument: 'text_to_image'"),
+        ({"model": "harmon_1.5b", "data": {"type": "folders", "text_to_image": "x"}}, "data.text_to_image is 'x'"),
+        ({"model": "harmon_1.5b", "data": {"type": "folders", "text_to_image": lists}}, "there is no data.text_to_im"),
+        ({"vae_path": "nowhere.ckpt"}, "there is no VAE nowhere.ckpt"),
+        ({"mar_weights": "nowhere.pth"}, "there is no checkpoint nowhere.pth"),
+        ({"text_tokenizer": str(tmp_path / "wrong.json")}, "wrong.json cannot be read as a text tokenizer"),
+    ):
+        (tmp_path / "wrong.json").write_text("[]")
+        with pytest.raises((ValueError, OSError), match=named):
+            run_training(replace(plain, **changes), tmp_path / "out", device="cpu")
     for data in ({"type": "folders"}, {}):
         with pytest.raises(ValueError, match="harmon_fashion is trained on fashion"):
             run_training(replace(plain, data=data), tmp_path / "out", device="cpu")

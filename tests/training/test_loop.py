@@ -1,6 +1,7 @@
 """Training: it learns, resumes where it stopped with the same losses, and stops at a NaN."""
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from torch.utils.data import TensorDataset
 from disa import build_model, load_model
 from disa.runtime import distributed
 from disa.runtime.extras import MissingExtra
+from disa.training import loop
 from disa.training.checkpoint import LAST
 from disa.training.loop import train
 from disa.training.optimization import TrainingSettings
@@ -37,6 +39,7 @@ SETTINGS = {
     "dtype": torch.float32,
     "save_epochs": 1,
     "eval_epochs": 1,
+    "tracker": "tensorboard",
 }
 
 
@@ -234,6 +237,14 @@ def test_without_tensorboard_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(MissingExtra, match=r"tensorboard is not installed; pip install 'disa\[train\]'"):
         run(tmp_path)
+
+
+def test_the_settings_choose_the_tracker(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setitem(sys.modules, "wandb", argparse)  # it is asked for, and not used
+    monkeypatch.setattr(loop, "track", lambda *words: (asked.append(words), contextlib.nullcontext(lambda *_: None))[1])
+    run(tmp_path, epochs=1, tracker="wandb")
+    assert asked == [("wandb", tmp_path, 0, {})]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

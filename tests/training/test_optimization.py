@@ -98,6 +98,7 @@ def test_defaults():
         "eval_epochs": 1,
         "num_workers": 0,
         "pin_memory": False,
+        "tracker": "tensorboard",
     }
     assert TrainingSettings(batch_size=256).learning_rate(0) == 1e-4
 

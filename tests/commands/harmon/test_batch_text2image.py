@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from tqdm import tqdm
 
 from disa.generation.images import is_whole
 from tests.commands.harmon.conftest import CONFIG, FOLDER, QUICK, refused
@@ -102,6 +103,21 @@ def test_other_prompts_or_settings_do_not_share_a_folder(call, tmp_path):
     assert refused(generate(PROMPTS[:3]), "prompts: '")
     assert refused(generate(PROMPTS[:2], "--cfg", "2"), "cfg: 3.0 there, 2.0 now")
     assert times(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [(["--layout", "geneval"], [2, 4, 6, 8]), ([], [1 / 4, 1 / 2, 3 / 4, 1, 5 / 4, 3 / 2, 7 / 4, 2])],
+    ids=["geneval", "flat"],
+)
+def test_the_bar_moves_with_the_ar_steps(call, tmp_path, monkeypatch, flags, expected):
+    moved, update = [], tqdm.update
+    monkeypatch.setattr("tqdm.tqdm.update", lambda bar, n=1: (update(bar, n), moved.append(bar.n))[0])
+    (tmp_path / "list.json").write_text(json.dumps(PROMPTS[:2]))
+    batch = 4 if flags else 2
+    words = ["--data", tmp_path / "list.json", "--output", tmp_path / "out", "--batch_size", batch, *flags]
+    assert call("batch_text2image", *QUICK, *words).code == 0
+    assert list(dict.fromkeys(n for n in moved if n)) == pytest.approx(expected)
 
 
 BAD = {
