@@ -186,16 +186,22 @@ def get_generator(
         images_per_prompt=args.grid_size**2,
         cfg_prompt=args.cfg_prompt,
     )
-    if isinstance(model.vae, SpaceToDepth) and (words := unknown_words(" ".join(prompts))):
-        said = (
-            f"the model has learned no {', '.join(dict.fromkeys(words))}; it knows captions like 'a dark narrow dress'"
-        )
-        print(f"note: {said}", file=sys.stderr)
+    if isinstance(model.vae, SpaceToDepth):
+        tell_unknown_words(prompts)
     images = -(-len(prompts) * generator.images_per_prompt // distributed.world_size())
     acceleration = Acceleration(args.compile, args.graphs)
     for sentence in acceleration.apply(model, model.vae, device=device, batch_size=args.batch_size, images=images):
         print(sentence, file=sys.stderr)
     return generator
+
+
+def tell_unknown_words(prompts: Sequence[str]) -> None:
+    """Print the words that harmon_fashion has learned from no caption."""
+    if words := unknown_words(" ".join(prompts)):
+        said = (
+            f"the model has learned no {', '.join(dict.fromkeys(words))}; it knows captions like 'a dark narrow dress'"
+        )
+        print(f"note: {said}", file=sys.stderr)
 
 
 def make_sampling(args: Namespace, seed: int) -> Sampling:
