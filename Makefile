@@ -10,7 +10,7 @@ export OMP_NUM_THREADS := 1
 
 # `make demo MODELS="mar_fashion xar_fashion"` shows these alone.
 demo: setup
-	$(BIN)/torchrun --standalone --nproc_per_node=2 -m disa.commands.demo --out out/demo $(if $(MODELS),--models $(MODELS))
+	$(BIN)/torchrun --standalone --nproc_per_node=2 -m disa demo --out out/demo $(if $(MODELS),--models $(MODELS))
 
 test: setup
 	$(PYTEST)

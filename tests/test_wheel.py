@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from PIL import Image
 
+from disa.generation.images import read_metadata
 from tests.helpers.processes import ROOT
 
 pytestmark = pytest.mark.slow
@@ -98,6 +100,22 @@ def test_recipes_are_listed_and_swept_outside_the_clone(core, tmp_path):
     assert run(disa, "checkpoints", "list", cwd=tmp_path).stdout.startswith("kl16 ")
 
 
+def test_a_picture_in_one_command(core, tmp_path):
+    """Seconds are not asserted: see CONTRIBUTING.md."""
+    words = ("generate", "mar_fashion", "--labels", "bag", "--seeds", "1", "--out", "bag.png")
+    assert run(core.with_name("disa"), *words, cwd=tmp_path).stdout.startswith("bag.png\n1 picture, NFE 368")
+    assert [path.name for path in tmp_path.iterdir()] == ["bag.png"]
+    picture = Image.open(tmp_path / "bag.png")
+    assert picture.size == (32, 32)
+    assert picture.getextrema()[1] > 100
+    assert read_metadata(tmp_path / "bag.png")["label"] == "bag"
+
+
+def test_shells_complete_commands_without_more_packages(core, tmp_path):
+    for shell in ("bash", "zsh"):
+        assert "--annealing_strategy" in run(core.with_name("disa"), "--print-completion", shell, cwd=tmp_path).stdout
+
+
 def test_help_answers_in_half_a_second(core, tmp_path):
     seconds = []
     for _ in range(5):
@@ -112,8 +130,13 @@ def test_help_answers_in_half_a_second(core, tmp_path):
     [
         (["stats", "fashion-mnist"], "error: torch_fidelity is not installed; pip install 'disa[eval]'"),
         (["reproduce", "bundled"], "error: torch_fidelity is not installed; pip install 'disa[eval]'"),
+        (["score", "pictures"], "error: torch_fidelity is not installed; pip install 'disa[eval]'"),
+        (
+            ["generate", "harmon_fashion", "--prompt", "a bag"],
+            "error: transformers is not installed; pip install 'disa[harmon]'",
+        ),
     ],
-    ids=["stats", "reproduce"],
+    ids=["stats", "reproduce", "score", "generate"],
 )
 def test_a_missing_extra_is_one_sentence(core, tmp_path, words, sentence):
     assert run(core.with_name("disa"), *words, cwd=tmp_path, code=2).stderr.splitlines() == [sentence]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from disa import StepTrace
 from disa.commands.exit import run
+from disa.commands.generate import read_prompts
 from disa.commands.harmon import add_image_flags, check, get_generator, get_settings, load, parse, parser
 from disa.data.transforms import tile, to_uint8
 from disa.generation.generators import PromptGenerator
@@ -41,14 +41,7 @@ def get_prompts(args: argparse.Namespace) -> list[str]:
     """The prompts that the flags give."""
     if args.prompt_file is None:
         return [args.prompt] if isinstance(args.prompt, str) else args.prompt
-    try:
-        text = sys.stdin.read() if args.prompt_file == "-" else Path(args.prompt_file).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--prompt_file {args.prompt_file} cannot be read ({error})") from error
-    prompts = [line.strip() for line in text.splitlines() if line.strip()]
-    if not prompts:
-        raise ValueError(f"--prompt_file {args.prompt_file} holds no prompt; write one per line")
-    return prompts
+    return read_prompts(args.prompt_file)
 
 
 def get_paths(output: Path, count: int) -> list[Path]:

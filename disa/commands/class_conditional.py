@@ -49,6 +49,7 @@ class Family:
         model_flags: flag -> argument of the model, of what shapes the model.
         training_flags: the same, of what matters in training alone.
         fixed: the flag of the count of flow steps at every AR step; none where there is an upper and a lower one.
+        prog: what the command is called, where it is not a script.
     """
 
     name: str
@@ -58,11 +59,14 @@ class Family:
     model_flags: Mapping[str, str]
     training_flags: Mapping[str, str]
     fixed: str = ""
+    prog: str | None = None
 
     def get_parser(self) -> Parser:
-        prefix, description = f"{self.name.lower()}_", f"{self.description} See README.md in this folder."
+        prefix = f"{self.name.lower()}_"
+        description = self.description + " See README.md in this folder." * (self.prog is None)
         models = [name for name in MODELS if name.startswith(prefix)]
         result = parser(description, f"{prefix}large", models, patches="patch_size" in self.model_flags)
+        result.prog = self.prog or result.prog
         self.add_flags(result.add_argument_group(self.name))
         return result
 

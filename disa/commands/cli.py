@@ -7,11 +7,17 @@ from collections.abc import Collection, Sequence
 from importlib import import_module, metadata
 from typing import NoReturn
 
+from .completion import FILES, HELP, PrintCompletion
 from .exit import run
 from .flags import HelpFormatter, Parser, naming_flags
 
 # Each is a module beside this one, with `add_flags(parser)` and `main(args)`; torch is imported in these, not here.
 COMMANDS = {
+    "generate": "make pictures of labels or prompts",
+    "score": "measure any folder of images: FID, IS, KID, precision and recall",
+    "evaluate": "generate images with a model, and measure them",
+    "train": "train a model",
+    "demo": "what annealing does, shown on the bundled models",
     "checkpoints": "published weights: list, fetch, verify",
     "stats": "reference statistics of images, for FID, KID, precision and recall",
     "reproduce": "measure recipes, and put them beside what was published",
@@ -23,9 +29,11 @@ COMMANDS = {
 
 def get_parser(chosen: Collection[str] = COMMANDS) -> Parser:
     """Build a parser that knows the flags of the `chosen` commands."""
-    text = "Diffusion step annealing: weights, and what the package can do by itself."
+    text = "Diffusion step annealing: make pictures, measure them, train models."
     parser = Parser(prog="disa", description=text)
     parser.add_argument("--version", action="version", version=f"disa {metadata.version('disa')}")
+    text = HELP
+    parser.add_argument("--print-completion", action=PrintCompletion, choices=FILES, metavar="SHELL", help=text)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, formatter_class=HelpFormatter)

@@ -1,4 +1,4 @@
-"""What diffusion step annealing does, shown on the bundled models: `make demo`."""
+"""`disa demo`: what diffusion step annealing does, shown on the bundled models."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ..evaluation.run import evaluate
 from ..runtime import distributed
 from ..runtime.devices import DTYPES, resolve_dtype
 from ..runtime.distributed import print_main
+from ..runtime.files import check_folder
 from ..runtime.start import announce, start
 from ..tables import report
 from ..tables.measure import load
 from ..tables.recipes import Recipe, load_tables
 from ..tables.report import Column, Point, Section, decimals
 from ..tables.show import Row, RowColumn, compare_budgets, machines
-from .flags import HelpFormatter
 
 # Row of the table `bundled` -> its name here.
 NAMES = {"full": "without DiSA", "disa": "DiSA", "even": "same NFE, evenly", "low": "low everywhere"}
@@ -57,18 +57,24 @@ def bundled_recipes() -> dict[str, list[Recipe]]:
     return {model: [one for one in recipes if one.model == model] for model in dict.fromkeys(r.model for r in recipes)}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    recipes = bundled_recipes()
-    parser = argparse.ArgumentParser(prog="disa.commands.demo", description=__doc__, formatter_class=HelpFormatter)
-    text = "what is shown"
-    parser.add_argument("--models", nargs="+", default=list(recipes), choices=recipes, metavar="NAME", help=text)
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Measure the bundled models without annealing, with it, with as many evaluations spread evenly, and with few, "
+        "and write a report. Takes minutes; goes on where it stopped. Runs alone or under torchrun (`make demo`)."
+    )
+    models, text = list(bundled_recipes()), "what is shown"
+    parser.add_argument("--models", nargs="+", default=models, choices=models, metavar="NAME", help=text)
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder of the report, and to go on in")
     parser.add_argument("--num_images", type=int, default=500, help="images per setting")
     parser.add_argument("--batch_size", type=int, default=25, help="images at a time on each rank")
     parser.add_argument("--device", default="auto", help="auto, cuda, cpu or mps")
-    args = parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Compare the models, and write the report; every rank computes a share."""
+    recipes, counts = bundled_recipes(), {"num_images": args.num_images, "batch_size": args.batch_size}
     device = start(args.device)
-    counts = {"num_images": args.num_images, "batch_size": args.batch_size}
+    distributed.on_main(lambda: check_folder(args.out, "--out"))
     shown = {name: [dataclasses.replace(one, **counts) for one in recipes[name]] for name in args.models}
     demonstrate(shown, args.out, device, "auto")
     distributed.shutdown()
@@ -119,10 +125,3 @@ def describe(model: str, folder: Path, rows: Sequence[Row]) -> list[Section[Row]
     text += "".join(f"\n\n{sentence} (± two standard errors)." for sentence in compare_budgets(rows))
     samples = Section[Row](f"Samples of {model}", "The same seeds in every grid; a column is a class.", pictures=grids)
     return [Section(model, text, rows, COLUMNS, plots), samples]
-
-
-if __name__ == "__main__":
-    from .exit import run
-
-    torch.set_num_threads(1)  # one core per rank
-    run(main)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -14,6 +15,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     What a user can mend ends in one sentence on stderr and exit code 2, an interruption in exit code 130. Anything else
     is a defect, and keeps its traceback. What several ranks say alike is printed once.
     """
+    warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
     try:
         sys.exit(main())
     except KeyboardInterrupt as stop:

@@ -183,7 +183,7 @@ def add_metrics_flags(group: Group) -> None:
     value(group, "--metrics", "auto", f"{text}auto: what can be; none: times and samples")
     text = "feature spaces: inception, dinov2-vit-l-14, efficientnet-lite0, fashion-classifier, separated by commas; "
     value(group, "--features", "auto", f"{text}auto: by model")
-    text = "what fid, kid and prc compare with: a statistics file (.npz with mu and sigma) or a folder of images"
+    text = "what fid, kid and prc compare with: statistics (.npz with mu and sigma), or images in a folder or an .npz"
     value(group, "--reference", "auto", text)
 
 

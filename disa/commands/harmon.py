@@ -12,7 +12,7 @@ import torch
 
 from ..acceleration import Acceleration
 from ..acceleration.caching import Caching
-from ..data.captions import unknown_words
+from ..data.captions import unlearned
 from ..data.text import UNCONDITIONAL_PROMPT, TextTokenizer
 from ..generation.generators import (
     OPTIONAL,
@@ -214,10 +214,7 @@ def get_generator(
         images_per_prompt=args.grid_size**2,
         cfg_prompt=args.cfg_prompt,
     )
-    if isinstance(model.vae, SpaceToDepth) and (words := unknown_words(" ".join(prompts))):
-        said = (
-            f"the model has learned no {', '.join(dict.fromkeys(words))}; it knows captions like 'a dark narrow dress'"
-        )
+    if isinstance(model.vae, SpaceToDepth) and (said := unlearned(prompts)):
         print(f"note: {said}", file=sys.stderr)
     images = -(-len(prompts) * generator.images_per_prompt // distributed.world_size())
     acceleration = Acceleration(args.compile, args.graphs)

@@ -44,15 +44,11 @@ def attributes(images: Tensor) -> list[list[str]]:
     ]
 
 
-def unknown_words(prompt: str) -> list[str]:
-    """List the words of `prompt` that no caption has."""
-    known = {"an", *LIGHTS, *WIDTHS, *" ".join((*FRAMES, *FASHION_CLASSES)).split()}
-    return [word for word in re.findall(r"[\w-]+", prompt.lower()) if word not in known]
-
-
 def unlearned(prompts: Iterable[str]) -> str:
     """Say which words of `prompts` no caption has; nothing if there are none."""
-    words = ", ".join(dict.fromkeys(word for prompt in prompts for word in unknown_words(prompt)))
+    known = {"an", *LIGHTS, *WIDTHS, *" ".join((*FRAMES, *FASHION_CLASSES)).split()}
+    asked = re.findall(r"[\w-]+", " ".join(prompts).lower())
+    words = ", ".join(dict.fromkeys(word for word in asked if word not in known))
     return f"the model has learned no {words}; it knows captions like 'a dark narrow dress'" if words else ""
 
 

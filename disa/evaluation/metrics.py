@@ -6,6 +6,9 @@ Images are either paths or a uint8 tensor [N, H, W] or [N, 1 or 3, H, W]; every 
 
 from __future__ import annotations
 
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -19,7 +22,7 @@ from tqdm import tqdm
 from ..data.transforms import center_crop, open_image
 from ..runtime import distributed
 from ..runtime.extras import extra
-from ..runtime.files import atomic_write
+from ..runtime.files import atomic_write, image_files
 from .extractors import EXTRACTORS, feature_extractor
 from .results import Scores
 
@@ -214,6 +217,46 @@ def read_images(paths: Sequence[Path], crop: int | None = None) -> Tensor:
             sizes = [f"{height}×{width}" for _, height, width in (image.shape, images[0].shape)]
             raise ValueError(f"{path} is {sizes[0]}, others are {sizes[1]}; all images must be of one size")
     return torch.stack(images)
+
+
+def find_images(place: str | Path) -> Images | None:
+    """Find the images in a folder, or in an `.npz` file as ADM's scripts write it (`arr_0`, uint8 [N, H, W, 1 or 3]).
+
+    None for any other file. Images in a file that is not compressed are read when they are looked at.
+
+    Raises:
+        FileNotFoundError: a folder holds none.
+        ValueError: `arr_0` holds something else.
+    """
+    if not Path(place).is_file():
+        return image_files(place)
+    try:
+        with zipfile.ZipFile(place) as archive:
+            array = _read_array(archive, archive.getinfo("arr_0.npy"))
+    except (zipfile.BadZipFile, KeyError):
+        return None
+    except (OSError, ValueError, EOFError, zlib.error) as error:
+        raise ValueError(f"{place} cannot be read ({error})") from error
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] not in (1, 3):
+        raise ValueError(f"arr_0 in {place} is {array.dtype} {list(array.shape)}; uint8 [N, H, W, 1 or 3] is needed")
+    return torch.from_numpy(array).permute(0, 3, 1, 2)
+
+
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """Read a member of an `.npz` file, or map it to memory where it is not compressed."""
+    with archive.open(member) as stream:
+        if member.compress_type != zipfile.ZIP_STORED:
+            return np.lib.format.read_array(stream)
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(stream)
+        header = stream.tell()
+    with open(str(archive.filename), "rb") as file:  # before a member are 30 bytes, its name, and more
+        file.seek(member.header_offset + 26)
+        name, more = struct.unpack("<HH", file.read(4))
+    start, order = member.header_offset + 30 + name + more + header, "F" if fortran else "C"
+    # Copied on a write, which torch wants to be possible.
+    return np.memmap(str(archive.filename), dtype, "c", start, shape, order)  # type: ignore[call-overload]
 
 
 def feature_batches(

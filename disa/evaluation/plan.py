@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from ..runtime import distributed
 from ..runtime.files import BUNDLED, image_files, sha256
 from ..runtime.shared import places
 from .extractors import EXTRACTORS, Extractor, missing
-from .metrics import FROM_FEATURES, METRICS, Statistics, image_statistics
+from .metrics import FROM_FEATURES, METRICS, Images, Statistics, find_images, image_statistics
 
 IMAGENET_STATISTICS = ("fid_stats/adm_in256_stats.npz", "pretrained_models/fid_stats/adm_in256_stats.npz")
 
@@ -24,7 +25,7 @@ class MetricSpec:
 
     extractor: str
     metrics: tuple[str, ...]  # of `METRICS`
-    reference: str | None  # statistics file or folder of images that "fid", "kid" and "prc" compare with
+    reference: str | None  # statistics file, folder or .npz of images that "fid", "kid" and "prc" compare with
 
     def keeps_features(self, intervals: bool) -> bool:
         """Whether every image's features are needed at the end, not their sums alone."""
@@ -75,7 +76,8 @@ def plan_metrics(
     for name in names:
         place = reference if reference != "auto" else _automatic_reference(name, statistics if bundled else None)
         absent = missing(name, extractors)
-        file = Statistics.load(place) if place is not None and not Path(place).is_dir() else None
+        images = _images(place)
+        file = Statistics.load(place) if place is not None and images is None else None
         misfit = file and _misfit(file, place, name, extractors[name])
         if features == "auto" and (misfit or (absent and asked is None)):
             left_out.append(f"nothing is measured in {name}: {misfit or absent}")
@@ -84,7 +86,7 @@ def plan_metrics(
             raise FileNotFoundError(f"--features {name}: {absent}")
         if misfit:
             raise ValueError(f"--reference {misfit}")
-        with_features = file.features is not None if file else place is not None and bool(image_files(place))
+        with_features = file.features is not None if file else images is not None
         if asked is None:
             left_out += _gaps(name, place, reference != "auto", with_features)
         if chosen := _choose(asked, name, extractors[name], place is not None, with_features):
@@ -108,6 +110,17 @@ def check_flags(metrics: str, features: str, place: str, extractors: Mapping[str
         raise FileNotFoundError(f"there is no --reference {place}; a statistics file or a folder of images is needed")
     if Path(place).is_file() and Path(place).suffix != ".npz":
         raise ValueError(f"--reference is {place}; a statistics file (.npz) or a folder of images is needed")
+
+
+def _images(reference: str | None) -> Images | None:
+    """The images of a reference; None if it is none, or a statistics file, which may hold images, too."""
+    if reference is None:
+        return None
+    if zipfile.is_zipfile(reference):
+        with zipfile.ZipFile(reference) as archive:
+            if "mu.npy" in archive.namelist():
+                return None
+    return find_images(reference)
 
 
 def _automatic_reference(extractor: str, bundled: Path | None) -> str | None:
@@ -156,7 +169,8 @@ def reference_statistics(spec: MetricSpec, batch_size: int, device: torch.device
     path = spec.reference
     if path is None:
         return None
-    if not Path(path).is_dir():
+    images = _images(path)
+    if images is None:
         return distributed.on_all(lambda: Statistics.load(path) if distributed.is_main() else None)
-    files, needed = image_files(path), any(name in spec.metrics for name in FROM_FEATURES)
-    return image_statistics(files, spec.extractor, keep_features=needed, batch_size=batch_size, device=device)
+    needed = any(name in spec.metrics for name in FROM_FEATURES)
+    return image_statistics(images, spec.extractor, keep_features=needed, batch_size=batch_size, device=device)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from einops import repeat
 from PIL import ExifTags, Image, PngImagePlugin
@@ -105,6 +105,22 @@ def save_image(image: Tensor, path: Path, metadata: Mapping[str, object] | None 
             picture.save(beside, pnginfo=chunks)
         else:
             picture.save(beside, quality=95, exif=exif or b"")
+
+
+def read_metadata(path: str | Path) -> dict[str, Any] | None:  # Any: values of several types, from JSON
+    """Read what a picture's file says on how it was made: of `save_image`, or of an animation; None if it says nothing.
+
+    Raises:
+        OSError: the file is no picture.
+    """
+    with Image.open(path) as picture:
+        exif = picture.getexif().get(ExifTags.Base.ImageDescription)
+        text = picture.info.get(METADATA) or picture.info.get("comment") or exif
+    try:
+        found = json.loads(text or "null")
+    except ValueError:  # another program's comment
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def blocks(ids: Iterable[int], size: int) -> list[list[int]]:

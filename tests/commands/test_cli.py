@@ -29,10 +29,18 @@ def test_the_real_command_ends_in_one_sentence_too(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("words", [["--help"], [""], ["sample"]], ids=["help", "empty word", "unknown command"])
-def test_what_needs_no_torch_does_not_import_it(words, tmp_path):
-    ended = run("-c", ALONE, *words, cwd=tmp_path, code=None)
-    assert ended.returncode == (0 if words == ["--help"] else 2)
+ASKED = {
+    "help": (["--help"], 0),
+    "version": (["--version"], 0),
+    "completion": (["--print-completion", "bash"], 0),
+    "empty word": ([""], 2),
+    "unknown command": (["sample"], 2),
+}
+
+
+@pytest.mark.parametrize(("words", "code"), ASKED.values(), ids=ASKED)
+def test_what_needs_no_torch_does_not_import_it(words, code, tmp_path):
+    ended = run("-c", ALONE, *words, cwd=tmp_path, code=code)
     assert ended.stderr.splitlines()[-1] == ""
 
 
