@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 # One thread per rank and per test process; more threads than cores only wait for each other.
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test test-fast lint setup clean
+.PHONY: demo test test-fast lint docs setup clean
 
 # `make demo MODELS="mar_fashion xar_fashion"` shows these alone.
 demo: setup
@@ -26,6 +26,10 @@ lint: setup
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(foreach folder,$(FAMILIES),$(BIN)/mypy $(wildcard $(addprefix $(folder)/,*.py scripts/*.py util/*.py)) &&) true
+
+# The site, in out/site. A link that leads nowhere is an error. The variable silences an advertisement.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 setup: .venv/ready
 

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import json
 import re
 import runpy
 import shlex
@@ -13,12 +14,15 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import yaml
 from accelerate.commands.launch import launch_command_parser
+from PIL import Image
 from torch.distributed.run import get_args_parser
 
+from benchmarks import front
 from disa import StepSchedule
 from disa.commands.flags import Parser
-from disa.tables.recipes import bundled_settings, choose, load_tables
+from disa.tables.recipes import bundled_settings, choose, disa_recipe, load_tables
 from disa.weights.fetch import CATALOGUE
 from tests.helpers.processes import ROOT
 from tests.helpers.scripts import script
@@ -33,7 +37,7 @@ DOCUMENTS = {str(path.relative_to(ROOT)): path for folder in FOLDERS for path in
 documents = pytest.mark.parametrize("document", DOCUMENTS)
 # document -> the kinds of commands that it shows; a document that is not here shows none
 EXPECTED = {
-    "README.md": {"make", "disa", "python", "torchrun", "torchrun -m"},
+    "README.md": {"make", "disa", "pip install"},
     "CONTRIBUTING.md": {"make", ".ci/run", "pip install", "disa"},
     "CHANGELOG.md": {"make", "disa", "python -m"},
     "MAR_DiSA/README.md": {"pip install", "disa", "python", "torchrun"},
@@ -45,12 +49,19 @@ EXPECTED = {
     "disa/bundled/flowar_fashion.md": {"disa", "python"},
     "disa/bundled/xar_fashion.md": {"disa", "python"},
     "disa/bundled/harmon_fashion.md": {"disa", "python", "python -m"},
+    "docs/acceleration.md": {"disa"},
+    "docs/answers.md": {"disa", "pip install", "python -m"},
+    "docs/evaluate.md": {"disa", "python", "torchrun", "torchrun -m"},
+    "docs/from_released.md": {"disa", "accelerate launch"},
     "docs/method.md": {"disa"},
+    "docs/own_model.md": {"disa"},
     "docs/performance.md": {"python -m"},
+    "docs/quick_start.md": {"make", "disa"},
+    "docs/tables.md": {"disa", "torchrun -m"},
     **{f"benchmarks/results/{path.name}": {"python -m"} for path in ROOT.glob("benchmarks/results/*.md")},
 }
 KINDS = sorted({kind for kinds in EXPECTED.values() for kind in kinds}, key=len, reverse=True)
-WITHOUT_CHECK = ("cd", "export")  # what else a block of commands may have
+WITHOUT_CHECK = ("cd", "export", "source", "python3")  # what else a block of commands may have
 
 
 @dataclass(frozen=True)
@@ -81,9 +92,10 @@ class Command:
 def commands(document):
     """The commands in a document: every line of its blocks, and the code in its prose that begins like one.
 
-    They run in the document's folder, in the one of which the text before says "From `FOLDER/`", or where `cd` went.
+    They run in the document's folder (those of `docs/` in the repository's root), in the one of which the text before
+    says "From `FOLDER/`", or where `cd` went.
     """
-    home = DOCUMENTS[document].parent
+    home = ROOT if document.startswith("docs/") else DOCUMENTS[document].parent
     parts = re.split(r"^```(.*)\n((?s:.*?))^```$", DOCUMENTS[document].read_text(), flags=re.MULTILINE)
     for prose, language, block in zip(parts[::3], [*parts[1::3], ""], [*parts[2::3], ""], strict=True):
         home = next((ROOT / name for name in re.findall(r"From `(\w+)/`", prose)), home)
@@ -171,12 +183,17 @@ def of_model(document, model, script):
     return words[words.index(script) + 1 :]
 
 
-@pytest.fixture
-def own_model():
-    spec = importlib.util.spec_from_file_location("own_model", ROOT / "docs" / "own_model.py")
+def load_file(path):
+    """Import a file that is in no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def own_model():
+    return load_file(ROOT / "docs" / "own_model.py")
 
 
 @pytest.mark.parametrize(
@@ -195,19 +212,101 @@ def test_annealing_keeps_the_distribution_and_the_low_count_does_not(own_model, 
     assert (abs(sequences[:, -1].std().item() / wanted - 1) < 0.08) is exact
 
 
-def test_readme_shows_the_lines_of_the_example():
+def test_the_page_shows_the_lines_of_the_example():
     source = (ROOT / "docs" / "own_model.py").read_text()
     lines = source.partition("# --- from here\n")[2].partition("    # --- to here")[0]
     assert lines
-    assert textwrap.dedent(lines) in (ROOT / "README.md").read_text()
+    assert textwrap.dedent(lines) in (ROOT / "docs" / "own_model.md").read_text()
 
 
-def test_readme_example_generates_images():
-    (example,) = re.findall(r"```python\n(import torch\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    names = {}
-    exec(example, names)
-    assert names["images"].shape == (3, 1, 32, 32)
-    assert names["images"].abs().max() <= 1
+def run_examples(document):
+    """Run the Python of a document that stands alone -> what it defines, example by example."""
+    found = re.findall(r"```python\n(import .*?)```", DOCUMENTS[document].read_text(), re.DOTALL)
+    results = [{} for _ in found]
+    for example, names in zip(found, results, strict=True):
+        exec(example, names)
+    return results
+
+
+@pytest.mark.slow
+def test_readme_example_makes_pictures(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (names,) = run_examples("README.md")
+    assert [Image.open(tmp_path / f"{seed}.png").size for seed in (1, 2)] == [(32, 32)] * 2
+    assert names["slow"].nfe > names["output"].nfe
+
+
+@pytest.mark.slow
+def test_quick_start_makes_pictures():
+    harmon, underneath = run_examples("docs/quick_start.md")
+    assert {harmon["first"].size, harmon["second"].size} == {(32, 32)}
+    assert underneath["images"].shape == (3, 1, 32, 32)
+    assert underneath["images"].abs().max() <= 1
+
+
+def test_an_accelerated_example_is_cheaper():
+    (names,) = run_examples("docs/acceleration.md")
+    assert names["faster"].nfe < sum(disa_recipe("mar_fashion").nfe_per_step)
+
+
+def test_a_callback_of_the_example_stops():
+    (names,) = run_examples("docs/from_diffusers.md")
+    assert len(names["seen"]) == 8
+    assert sum(names["seen"]) < 64
+
+
+def test_readme_is_read_in_a_minute():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_readme_shows_what_was_measured():
+    shown = front.write_table(front.read(ROOT / "assets" / "reproduce_bundled.csv"))
+    assert shown in (ROOT / "README.md").read_text(), "python -m benchmarks.front prints the table"
+
+
+def nav_of(entries):
+    """The files and patterns of a navigation."""
+    if isinstance(entries, str):
+        return [entries]
+    return [name for one in (entries.values() if isinstance(entries, dict) else entries) for name in nav_of(one)]
+
+
+def test_the_site_has_every_page():
+    names = nav_of(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    assert [name for name in names if "*" not in name and not (ROOT / name).is_file()] == []
+    found = {str(path.relative_to(ROOT)) for name in names for path in ROOT.glob(name)}
+    wanted = {name for name in DOCUMENTS if name.startswith("docs/") or re.match(r"\w+_DiSA/", name)}
+    assert wanted <= found
+
+
+@pytest.mark.slow
+def test_the_site_builds_and_asks_nothing_of_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pages = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*.html")}
+    assert {"index.html", "MAR_DiSA/index.html", "docs/api.html", "docs/method.html"} <= pages.keys()
+    asked = r"""<(?:script|img|iframe|link)\b[^>]*?(?:src|href)=["']?((?:https?:)?//[^"'\s>]+)"""
+    assert {name: found for name, page in pages.items() if (found := re.findall(asked, page))} == {}
+    assert 'id="disa.StepSchedule.steps"' in pages["docs/api.html"]
+    assert (tmp_path / "assets" / "front.png").is_file()
+    assert (tmp_path / "disa" / "tables" / "mar.toml").is_file()
+
+
+def test_a_notebook_becomes_a_page(tmp_path):
+    picture = {"data": {"text/plain": ["<Image>"], "image/png": "AAAA\n"}}
+    cells = [
+        {"cell_type": "markdown", "source": ["# Title\n", "Text."]},
+        {"cell_type": "code", "source": ["print(1)"], "outputs": [{"text": ["1\n"]}, picture]},
+        {"cell_type": "code", "source": ["pass"], "outputs": []},
+    ]
+    (tmp_path / "one.ipynb").write_text(json.dumps({"cells": cells}))
+    hooks = load_file(ROOT / "docs" / "hooks.py")
+    assert hooks._text(tmp_path / "one.ipynb") == (
+        "# Title\nText.\n\n```python\nprint(1)\n```\n\n```text\n1\n```\n\n"
+        "![Output](data:image/png;base64,AAAA)\n\n```python\npass\n```"
+    )
 
 
 @documents
@@ -235,7 +334,7 @@ def test_lines_are_not_too_long(document):
 @documents
 def test_blocks_say_what_they_are(document):
     fences = re.findall(r"^```(.*)$", DOCUMENTS[document].read_text(), re.MULTILINE)
-    assert set(fences[::2]) <= {"bash", "python", "text"}
+    assert set(fences[::2]) <= {"bash", "bibtex", "python", "text"}
     assert set(fences[1::2]) <= {""}
 
 
@@ -263,7 +362,7 @@ def test_shown_commands_are_understood(document, monkeypatch):
             assert (ROOT / words[0]).is_file()
         elif command.kind == "pip install":
             project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-            assert set(re.findall(r"\[(\w+)\]", " ".join(words))) <= project["optional-dependencies"].keys()
+            assert set(re.findall(r"[\[,](\w+)(?=[\],])", " ".join(words))) <= project["optional-dependencies"].keys()
             assert "-c" not in words or (command.folder / words[words.index("-c") + 1]).is_file()
         else:
             try:
