@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 # One thread per rank and per test process; more threads than cores only wait for each other.
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test test-fast lint docs setup clean
+.PHONY: demo test test-fast test-web lint docs setup clean
 
 # `make demo MODELS="mar_fashion xar_fashion"` shows these alone.
 demo: setup
@@ -18,6 +18,19 @@ test: setup
 # What takes at most a few seconds in one process.
 test-fast: setup
 	$(PYTEST) -m "not slow and not distributed"
+
+# The page of `disa web`, in a browser. Gradio wants an older Pillow: it gets an environment of its own, which sees the
+# packages of the other one behind its own.
+test-web: .venv-web/ready
+	.venv-web/bin/python -m pytest tests/web tests/commands/test_web.py -rs
+
+.venv-web/ready: .venv/ready constraints-web.txt
+	$(BIN)/python -m venv .venv-web
+	$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
+		> "$$(.venv-web/bin/python -c 'import site; print(site.getsitepackages()[0])')/zz_behind.pth"
+	.venv-web/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-web.txt \
+		--editable '.[web]' selenium
+	touch .venv-web/ready
 
 # Commands of different families have the same names, which mypy would take for the same modules.
 lint: setup
@@ -41,4 +54,4 @@ setup: .venv/ready
 	touch .venv/ready
 
 clean:
-	rm -rf .venv out
+	rm -rf .venv .venv-web out

@@ -23,6 +23,7 @@ COMMANDS = {
     "reproduce": "measure recipes, and put them beside what was published",
     "sweep": "measure a grid of settings: where does quality start to drop?",
     "calibrate": "find how many diffusion steps each AR step of a model needs",
+    "web": "a page in the browser to play with: with and without DiSA, edit, ask",
     "evidence": "observe in a model what annealing rests on: variances, predictions and paths by AR step",
 }
 

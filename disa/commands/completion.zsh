@@ -21,6 +21,7 @@ _shtab_disa_commands() {
     stats:'Mean, covariance and features of images, with the extractor and how it resizes named in the file. Runs alone or under torchrun (torchrun -m disa stats …).'
     sweep:'Measure every combination of the values given, the other settings being those of the model'"'"'s first annealed recipe, and mark the Pareto front. Goes on and runs as `disa reproduce` does.'
     train:'Train a model, as the families'"'"' main_*.py and Harmon'"'"'s scripts/train.py do. `disa train MODEL --help` shows the flags of the model'"'"'s family. Runs alone or under torchrun (torchrun -m disa train …).'
+    web:'Open a page in the browser: choose a model, a class or a prompt, and settings; see the image appear, with and without DiSA; draw a part anew; ask Harmon about a picture. One generation at a time, the others wait.'
   )
   _describe 'disa commands' _commands
 }
@@ -103,7 +104,7 @@ _shtab_disa_checkpoints_export_defaults_added=0
 
 _shtab_disa_checkpoints_fetch_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--out[folder (default\: pretrained_models)]:out:"
+  "--out[folder\; by default DISA_WEIGHTS, or pretrained_models at the top of the checkout, for all families (default\: None)]:out:"
   "(*):one of \`disa checkpoints list\`:"
 )
 
@@ -180,7 +181,8 @@ _shtab_disa_evaluate_options=(
   "--save_last_freq[epochs between checkpoints\; one is also written every ten minutes (default\: 5)]:save_last_freq:"
   "--start_epoch[without effect\: the checkpoint knows its epoch (default\: 0)]:start_epoch:"
   "--output_dir[where results and checkpoints go (default\: .\/output_dir)]:output_dir:_files"
-  "--log_dir[where TensorBoard\'s log goes\; follows --output_dir (default\: .\/output_dir)]:log_dir:_files"
+  "--log_dir[where the log goes\; follows --output_dir (default\: .\/output_dir)]:log_dir:_files"
+  "--tracker[of the log\: TensorBoard\'s files, or Weights \& Biases (disa\[wandb\]) (default\: tensorboard)]:tracker:(tensorboard wandb)"
   "--dtype[of the networks\; in training, of the autocast forward pass\; auto\: on CUDA float16, of Harmon bfloat16, elsewhere float32 (default\: auto)]:dtype:(auto float32 bfloat16 float16)"
   "--compile[torch.compile for the networks\' blocks, in evaluation\; auto\: on CUDA, for some thousand images or more (default\: auto)]:compile:(auto on off)"
   "--graphs[CUDA graphs for the diffusion steps, in evaluation\; auto\: where batches are small (default\: auto)]:graphs:(auto on off)"
@@ -298,7 +300,8 @@ _shtab_disa_generate_defaults_added=0
 
 _shtab_disa_reproduce_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--list[print tables and recipes (default\: False)]"
+  "--list[print tables, or the rows of those named, and measure nothing (default\: False)]"
+  "--recipes[file of own rows\; without NAME all of them are measured. See the end of this help (default\: None)]:FILE.toml:_files"
   "--out[folder of everything (default\: out\/reproduce)]:out:_files"
   "--images[images per row\; by default as many as the recipe says (default\: None)]:N:"
   "--batch_size[images at a time on each rank\; by default as many as the recipe says (default\: None)]:N:"
@@ -430,7 +433,8 @@ _shtab_disa_train_options=(
   "--save_last_freq[epochs between checkpoints\; one is also written every ten minutes (default\: 5)]:save_last_freq:"
   "--start_epoch[without effect\: the checkpoint knows its epoch (default\: 0)]:start_epoch:"
   "--output_dir[where results and checkpoints go (default\: .\/output_dir)]:output_dir:_files"
-  "--log_dir[where TensorBoard\'s log goes\; follows --output_dir (default\: .\/output_dir)]:log_dir:_files"
+  "--log_dir[where the log goes\; follows --output_dir (default\: .\/output_dir)]:log_dir:_files"
+  "--tracker[of the log\: TensorBoard\'s files, or Weights \& Biases (disa\[wandb\]) (default\: tensorboard)]:tracker:(tensorboard wandb)"
   "--dtype[of the networks\; in training, of the autocast forward pass\; auto\: on CUDA float16, of Harmon bfloat16, elsewhere float32 (default\: auto)]:dtype:(auto float32 bfloat16 float16)"
   "--compile[torch.compile for the networks\' blocks, in evaluation\; auto\: on CUDA, for some thousand images or more (default\: auto)]:compile:(auto on off)"
   "--graphs[CUDA graphs for the diffusion steps, in evaluation\; auto\: where batches are small (default\: auto)]:graphs:(auto on off)"
@@ -481,6 +485,22 @@ _shtab_disa_train_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_disa_train_defaults_added=0
 
+_shtab_disa_web_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--checkpoint[its file or folder\; by default what \`disa checkpoints fetch\` fetched (default\: None)]:checkpoint:_files"
+  "--vae[KL-16\'s file\; by default what was fetched (default\: None)]:vae:_files"
+  "--text_tokenizer[of Harmon, a folder or a repository\; by default the released one (default\: None)]:text_tokenizer:"
+  "--step_schedule[calibrated step schedules to choose from\: files of \`disa calibrate\`\; force\:FILE where settings are others (default\: \[\])]:FILE:_files"
+  "--host[the address to listen at\; 0.0.0.0 lets other machines in (default\: 127.0.0.1)]:host:"
+  "--port[the port to listen at (default\: 7860)]:port:"
+  "--device[auto (what is there), cuda, cpu or mps (default\: auto)]:device:"
+  "--dtype[of the networks\; auto\: on CUDA float16, of Harmon bfloat16, elsewhere float32 (default\: auto)]:dtype:"
+  "(*)::names of models, folders of a pipeline, or repositories on the hub\; by default the models of the package (default\: \[\'mar_fashion\', \'flowar_fashion\', \'xar_fashion\', \'harmon_fashion\'\]):(mar_base mar_large mar_huge mar_fashion flowar_small flowar_large flowar_huge flowar_fashion xar_base xar_large xar_huge xar_fashion harmon_0.5b harmon_1.5b harmon_fashion)"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_disa_web_defaults_added=0
+
 
 _shtab_disa() {
   local context state line curcontext="$curcontext" one_or_more='(*)' remainder='(-)*:' default='*::: :->disa'
@@ -511,6 +531,7 @@ _shtab_disa() {
         stats) _arguments -C -s $_shtab_disa_stats_options ;;
         sweep) _arguments -C -s $_shtab_disa_sweep_options ;;
         train) _arguments -C -s $_shtab_disa_train_options ;;
+        web) _arguments -C -s $_shtab_disa_web_options ;;
       esac
   esac
 }
