@@ -38,7 +38,7 @@ documents = pytest.mark.parametrize("document", DOCUMENTS)
 # document -> the kinds of commands that it shows; a document that is not here shows none
 EXPECTED = {
     "README.md": {"make", "disa", "pip install"},
-    "CONTRIBUTING.md": {"make", ".ci/run", "pip install", "disa"},
+    "CONTRIBUTING.md": {"make", ".ci/run", "pip install", "disa", "python"},
     "CHANGELOG.md": {"make", "disa", "python -m"},
     "MAR_DiSA/README.md": {"pip install", "disa", "python", "torchrun"},
     "FlowAR_DiSA/README.md": {"disa", "python", "torchrun"},
@@ -56,6 +56,7 @@ EXPECTED = {
     "docs/method.md": {"disa"},
     "docs/own_model.md": {"disa"},
     "docs/performance.md": {"python -m"},
+    "docs/releasing.md": {"disa", "python -m"},
     "docs/quick_start.md": {"make", "disa"},
     "docs/tables.md": {"disa", "torchrun -m"},
     **{f"benchmarks/results/{path.name}": {"python -m"} for path in ROOT.glob("benchmarks/results/*.md")},
