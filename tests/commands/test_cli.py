@@ -77,5 +77,5 @@ def test_a_command_is_needed(capsys):
 
 
 def test_the_list_needs_no_weights(capsys):
-    assert command("reproduce", "--list") == 0
+    assert command("reproduce", "--list", "imagenet") == 0
     assert "imagenet/mar_base-disa" in capsys.readouterr().out

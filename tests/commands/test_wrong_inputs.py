@@ -427,7 +427,7 @@ WRONG = [
     (DISA, "score classes --features vgg", "--features are 'vgg'; allowed are"),
     (DISA, "score classes --reference nowhere", "there is no --reference nowhere"),
     (DISA, "score classes --reference empty --features fashion-classifier", "there are no images in empty"),
-    (DISA, "score classes --reference prompts.json --features fashion-classifier", "is not a statistics file"),
+    (DISA, "score classes --reference prompts.json --features fashion-classifier", "a statistics file (.npz)"),
     (DISA, "score classes --reference classes --features fashion-classifier", "fid needs at least 2 images"),
     (DISA, "score classes --metrics kid --features fashion-classifier", "needs a reference with features"),
     (DISA, "score classes --batch_size 0", "--batch_size is 0"),
