@@ -67,6 +67,7 @@ class Annealing:
         check_temperature(temperature)
         self.solver, self.noise, self.temperature, self.on_step, self.run = (solver, noise, temperature, on_step, run)
         self.counts, self.times = _plan(schedule, solver, ar_steps, times)
+        self.nfe = [solver.evaluations(visited) for visited in self.times]
         self._lap = time.perf_counter()
 
     def __call__(
@@ -92,10 +93,9 @@ class Annealing:
         sample = self.run(self.solver.solve, network, draws, times, self.temperature)
         before, self._lap = self._lap, time.perf_counter()
         if self.on_step is not None:
-            evaluations = self.solver.evaluations(times)
             so_far = latents and functools.partial(latents, sample)
             took = self._lap - before
-            self.on_step(StepTrace(step, tokens, self.counts[step], evaluations, took, positions, so_far))
+            self.on_step(StepTrace(step, tokens, self.counts[step], self.nfe[step], took, positions, so_far))
         return sample
 
 

@@ -228,7 +228,7 @@ def write(path: Path, content: Mapping[str, object]) -> None:
 def summary(calibration: Calibration, schedules: Mapping[str, Sequence[int]]) -> str:
     """Write NFE and mean D of schedules, the first with the better times, and of a constant count at its NFE."""
     tokens = np.array([step.tokens for step in calibration.steps])
-    most = max(map(max, schedules.values()))
+    most, known = max(map(max, schedules.values())), calibration.counts[-1]
     (best, _), (own, _) = calibration.distances(most), calibration.distances(most, KINDS[:1])
     first = next(iter(schedules.values()))
     nfe = sum(map(calibration.evaluations, first))
@@ -238,5 +238,6 @@ def summary(calibration: Calibration, schedules: Mapping[str, Sequence[int]]) ->
         values = (own if i else best)[np.arange(len(counts)), np.array(counts) - 1]
         nfe = sum(map(calibration.evaluations, counts))
         mean = values @ tokens / tokens.sum()
-        lines.append(f"{name:10} NFE {nfe:4}, mean D {mean:.5f}: {' '.join(map(str, counts))}")
+        beyond = f" (D as with {known} where there are more)" if max(counts) > known else ""
+        lines.append(f"{name:10} NFE {nfe:4}, mean D {mean:.5f}: {' '.join(map(str, counts))}{beyond}")
     return "\n".join(lines)

@@ -19,6 +19,11 @@ def describe_device(device: torch.device) -> str:
     return f"{device.type} ({platform.machine()}, {threads} thread{'s' * (threads > 1)} per rank)"
 
 
+def has_bfloat16() -> bool:
+    """Tell whether this CPU multiplies in bfloat16; without AVX-512 it is slower than in float32."""
+    return bool(getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)())
+
+
 def local_rank(environment: Mapping[str, str] = os.environ) -> int:
     """Return the number of this rank on its machine, as its launcher tells it; 0 without a launcher.
 

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from .devices import has_bfloat16
+
 # Type of inputs and result -> type of the product. Few CPUs multiply in float16, and those without AVX-512 not in
 # bfloat16; as on a GPU, sums are float32.
-_BFLOAT16 = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)()
 COMPUTED = {
     torch.float32: torch.float32,
-    torch.bfloat16: torch.bfloat16 if _BFLOAT16 else torch.float32,
+    torch.bfloat16: torch.bfloat16 if has_bfloat16() else torch.float32,
     torch.float16: torch.float32,
 }
 

@@ -27,6 +27,15 @@ def test_device_ranks_and_dtype_are_announced_with_what_is_slow(capsys, monkeypa
     assert capsys.readouterr().err.endswith("1 rank\nslow: no GPU beside this cpu\n")
 
 
+def test_a_cpu_without_bfloat16_says_that_it_is_slow(capsys, monkeypatch):
+    for has, said in ((True, False), (False, True)):
+        monkeypatch.setattr("disa.runtime.start.has_bfloat16", lambda has=has: has)
+        announce(CPU, "bfloat16")
+        assert ("slow: this CPU has no instructions for bfloat16" in capsys.readouterr().err) is said
+    announce(CPU, "float32")
+    assert "slow" not in capsys.readouterr().err
+
+
 def test_other_ranks_print_nothing(capsys, monkeypatch):
     monkeypatch.setattr(distributed, "is_main", lambda: False)
     announce(CPU, "float32")
