@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
-from ..data.captions import unknown_words
+from ..data.captions import unlearned
 from ..data.transforms import to_uint8
 from ..models import MODELS
 from ..models.harmon import Harmon
@@ -113,9 +113,8 @@ def read_seeds(text: str) -> list[int]:
 
 
 def unknown(pipe: Pipeline, prompt: str) -> str:
-    """Say which words of a prompt the bundled Harmon has never seen; nothing if it knows all."""
-    words = unknown_words(prompt) if can_answer(pipe) and MODELS[pipe.name].bundled else []
-    return f"{pipe.name} has never seen the word{'s' * (len(words) > 1)} {', '.join(words)}." if words else ""
+    """Say which words of a prompt the bundled Harmon has not learned; nothing if it knows all."""
+    return unlearned([prompt]) if can_answer(pipe) and MODELS[pipe.name].bundled else ""
 
 
 def mask_of(cells: object, image: Image.Image, pipe: Pipeline) -> Image.Image:
