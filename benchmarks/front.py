@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from disa.commands.demo import NAMES
 from disa.commands.flags import HelpFormatter
 from disa.runtime.files import atomic_write
-from disa.tables.report import INK, PALETTE, Column, table, times
+from disa.tables.report import Column, Point, plot_panels, table, times
 from disa.tables.show import verdict
 
 SPACE = "fashion-classifier"
@@ -78,24 +78,14 @@ def write_table(models: dict[str, Model]) -> str:
 
 def draw(models: dict[str, Model]) -> Figure:
     """Draw a panel per model: distance, with its 95 % interval, against seconds per image."""
-    figure = Figure(figsize=(3.1 * len(models), 3.3), layout="constrained")
-    for axes, (model, rows) in zip(figure.subplots(1, len(models), squeeze=False)[0], models.items(), strict=True):
-        points = {name: (float(row["seconds_per_image"]), *distance(row)) for name, row in rows.items()}
-        for (name, label), colour in zip(NAMES.items(), PALETTE, strict=False):
-            if name in points:
-                seconds, value, error = points[name]
-                look = {"color": colour, "markersize": 8, "linewidth": 1.5}
-                axes.errorbar(1000 * seconds, value, 1.96 * error, marker="o", label=label, linestyle="none", **look)
-        axes.set_title(model, fontsize=10, color=INK)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-        axes.set_xlim(0, 1100 * max(seconds for seconds, _, _ in points.values()))
-        axes.set_ylim(0, 1.08 * max(value + 1.96 * error for _, value, error in points.values()))
-    figure.supxlabel("milliseconds per image", fontsize=10, color=INK)
-    figure.supylabel("Fréchet distance (lower is better)", fontsize=10, color=INK)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(NAMES), frameon=False, fontsize=10)
-    return figure
+    points = []
+    for model, rows in models.items():
+        for key, name in NAMES.items():
+            if key in rows:
+                value, error = distance(rows[key])
+                interval = value - 1.96 * error, value + 1.96 * error
+                points.append(Point(name, 1000 * float(rows[key]["seconds_per_image"]), value, interval, model))
+    return plot_panels(points, "milliseconds per image", "Fréchet distance")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -151,6 +151,34 @@ def plot_quality(
     return figure
 
 
+def plot_panels(points: Sequence[Point], xlabel: str, ylabel: str) -> Figure:
+    """Plot distance against cost with a panel for each group; points of one name share a colour."""
+    with extra("eval"):
+        from matplotlib.figure import Figure
+
+    groups = list(dict.fromkeys(point.group for point in points))
+    colours = dict(zip(dict.fromkeys(point.name for point in points), PALETTE, strict=False))
+    columns = min(len(groups), 4)
+    rows = -(-len(groups) // columns)
+    figure = Figure(figsize=(3.1 * columns, 0.4 + 2.9 * rows), layout="constrained")
+    for i, group in enumerate(groups):
+        members = [point for point in points if point.group == group]
+        axes = figure.add_subplot(rows, columns, 1 + i, axisbelow=True)
+        _style(axes, "", "")
+        axes.set_title(group, fontsize=10, color=INK)
+        for point in members:
+            axes.plot(point.cost, point.distance, "o", markersize=8, color=colours[point.name], label=point.name)
+            if point.interval:
+                axes.vlines([point.cost], *point.interval, color=colours[point.name], linewidth=1.5)
+        axes.set_xlim(0, 1.1 * max(point.cost for point in members))
+        axes.set_ylim(0, 1.08 * max(point.top for point in members))
+    figure.supxlabel(xlabel, fontsize=10, color=INK)
+    figure.supylabel(f"{ylabel}, lower is better", fontsize=9, color=INK)
+    handles = {label: one for axes in figure.axes for one, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=10)
+    return figure
+
+
 def new_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     """Make a figure with axes in the style of all plots."""
     figure, (axes,) = _new_figure(1)

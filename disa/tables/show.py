@@ -288,10 +288,18 @@ def section_of(one: Table, known: Measurements, front: bool) -> Section[Row]:
         rows = [replace(row, front=(row.recipe.model, row.recipe.row) in best if row.results else None) for row in rows]
         said.append(f"On the front: nothing here has a lower {title} at the same {cost} or less.")
     text = "\n\n".join(filter(None, [*said, *known.complaints(one.shown)]))
-    plots = {title: report.plot_quality(found, cost, title, front=True) for title, found in points.items()}
-    pictures: dict[str, Figure | Image.Image] = {f"{title} with 95 % intervals": plot for title, plot in plots.items()}
+    plots = {title: plot(found, cost, title) for title, found in points.items()}
+    pictures: dict[str, Figure | Image.Image] = {f"{title} with 95 % intervals": drawn for title, drawn in plots.items()}
     pictures |= {f"samples of {row.recipe.label}": samples for row in done if (samples := samples_of(row, known))}
     return Section(one.title, text, rows, columns_of(rows), pictures)
+
+
+def plot(points: Sequence[report.Point], cost: str, title: str) -> Figure:
+    """Plot few settings of several models in a panel for each model, others in one."""
+    models, names = ({getattr(point, field) for point in points} for field in ("group", "name"))
+    if len(models) > 1 and len(names) <= len(report.PALETTE):
+        return report.plot_panels(points, cost, title)
+    return report.plot_quality(points, cost, title, front=True)
 
 
 def samples_of(row: Row, known: Measurements) -> Image.Image | None:

@@ -13,6 +13,7 @@ from disa.tables.report import (
     pareto_front,
     plot_calibration,
     plot_evidence,
+    plot_panels,
     plot_quality,
     plot_step_schedules,
     table,
@@ -151,3 +152,18 @@ def test_more_groups_than_colours_differ_in_their_markers():
     points = [Point("disa", 1 + i, 2, group=f"model {i}") for i in range(9)]
     axes = plot_quality(points, "seconds", "FID", front=True).axes[0]
     assert len({(line.get_color(), line.get_marker()) for line in axes.lines}) == 9
+
+
+def test_panels_have_a_group_each_and_a_colour_for_each_name():
+    points = [
+        Point(name, cost, 10, (8, 13), group) for group in ("mar", "xar") for name, cost in (("low", 1), ("disa", 2))
+    ]
+    figure = plot_panels([*points, Point("full", 5, 9, group="xar")], "seconds", "FID")
+    mar, xar = figure.axes
+    assert [axes.get_title() for axes in figure.axes] == ["mar", "xar"]
+    assert [line.get_color() for line in mar.lines] == [line.get_color() for line in xar.lines[:2]]
+    assert len({line.get_color() for line in xar.lines}) == 3
+    assert [len(axes.collections) for axes in figure.axes] == [2, 2]  # intervals
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["low", "disa", "full"]
+    assert mar.get_xlim()[0] == mar.get_ylim()[0] == 0
+    assert mar.get_ylim()[1] > 13

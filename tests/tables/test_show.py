@@ -11,7 +11,8 @@ from disa.evaluation.extractors import DINOV2
 from disa.evaluation.results import Results, Scores
 from disa.tables.measure import Measurements
 from disa.tables.recipes import choose, load_tables
-from disa.tables.show import Row, columns_of, difference, equal_budgets, samples_of, section_of, verdict
+from disa.tables.report import Point
+from disa.tables.show import Row, columns_of, difference, equal_budgets, plot, samples_of, section_of, verdict
 from disa.tables.sweep import starting_point, sweep_table
 
 TABLES = load_tables()
@@ -207,6 +208,13 @@ def test_the_front_is_by_time_where_times_compare_and_by_evaluations_elsewhere()
     section = section_of(found, known, front=True)
     assert [row.front for row in section.rows] == [True, False, False]  # the fewest evaluations are the best here
     assert "at the same NFE or less" in section.text
+
+
+def test_few_settings_of_several_models_have_a_panel_for_each_model():
+    points = [Point(name, 1, 9, group=model) for model in ("mar", "xar") for name in ("disa", "full")]
+    assert len(plot(points, "seconds", "FID").axes) == 2
+    assert len(plot(points[:2], "seconds", "FID").axes) == 1
+    assert len(plot([Point(str(i), 1, 9, group=str(i)) for i in range(9)], "seconds", "FID").axes) == 1
 
 
 def test_samples_are_the_first_lines_of_a_rows_grid(tmp_path):
