@@ -20,7 +20,7 @@ from disa.commands.flags import naming_flags
 from disa.commands.harmon import add_image_flags, check, get_generator, get_settings, load, parse, parser
 from disa.data.transforms import tile
 from disa.generation.generators import PromptGenerator
-from disa.generation.images import generate_images, is_whole, save_image
+from disa.generation.images import check_origin, generate_images, is_whole, save_image
 from disa.runtime import distributed
 from disa.runtime.files import atomic_write, check_folder
 from disa.runtime.start import start
@@ -110,6 +110,7 @@ def main() -> None:
         device = start(args.device)
     distributed.on_main(lambda: check(args, config, [args.seed], prompts))
     distributed.on_main(lambda: check_folder(folder, "--output"))
+    distributed.on_main(lambda: check_origin(folder))
     model = load(args, config, device)
     generator = get_generator(args, model, prompts, device)
     progress = Progress(generator, args.batch_size)

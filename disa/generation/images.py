@@ -24,6 +24,7 @@ from ..data.transforms import to_uint8
 from ..runtime import distributed
 from ..runtime.files import atomic_write, write_json
 
+RECORD = "settings.json"  # of what the images of a folder depend on
 METADATA = "disa"  # the text chunk of a PNG file that says how the image was made
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"  # the last chunk of every PNG file: its length, its name, its checksum
 
@@ -61,19 +62,22 @@ def missing_ids(folder: Path, num_images: int, path: Locate = image_path) -> lis
     return [image_id for image_id in range(num_images) if not is_whole(path(folder, image_id))]
 
 
+def check_origin(folder: Path) -> None:
+    """Refuse a folder with images that nothing says how they were made; a ValueError names it."""
+    if not (folder / RECORD).is_file() and any(folder.rglob("*.png")):
+        raise ValueError(f"{folder} holds images but no {RECORD} that says how they were made; give an empty folder")
+
+
 def claim_folder(folder: Path, settings: Mapping[str, object]) -> None:
     """Make `folder` the place of images with `settings`, or check that it is; every rank calls this.
 
     A folder that was made with other settings raises a ValueError that names the differences.
     """
-    record, wanted = folder / "settings.json", json.loads(json.dumps(settings))
+    record, wanted = folder / RECORD, json.loads(json.dumps(settings))
 
     def claim() -> None:
+        check_origin(folder)
         if not record.is_file():
-            if any(folder.rglob("*.png")):
-                raise ValueError(
-                    f"{folder} holds images but no settings.json that says how they were made; give an empty folder"
-                )
             write_json(record, wanted)
         try:
             found = json.loads(record.read_text())

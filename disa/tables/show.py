@@ -288,8 +288,9 @@ def section_of(one: Table, known: Measurements, front: bool) -> Section[Row]:
         rows = [replace(row, front=(row.recipe.model, row.recipe.row) in best if row.results else None) for row in rows]
         said.append(f"On the front: nothing here has a lower {title} at the same {cost} or less.")
     text = "\n\n".join(filter(None, [*said, *known.complaints(one.shown)]))
-    plots = {title: plot(found, cost, title) for title, found in points.items()}
-    pictures: dict[str, Figure | Image.Image] = {f"{title} with 95 % intervals": drawn for title, drawn in plots.items()}
+    pictures: dict[str, Figure | Image.Image] = {
+        f"{title} with 95 % intervals": plot(found, cost, title) for title, found in points.items()
+    }
     pictures |= {f"samples of {row.recipe.label}": samples for row in done if (samples := samples_of(row, known))}
     return Section(one.title, text, rows, columns_of(rows), pictures)
 

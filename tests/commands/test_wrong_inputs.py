@@ -298,6 +298,7 @@ WRONG = [
     (BATCH, "--data unasked.json", "a prompt is empty"),
     (BATCH, "--seed 1 2", "unrecognized arguments: 2"),
     (BATCH, "--image_size 1024", "has room for 0; take a smaller image"),
+    (BATCH, "--output classes", "classes holds images but no settings.json"),
     (BATCH, "--output picture.png", "--output is in picture.png"),
     (BATCH, "--device tpu", "--device is 'tpu'"),
     (ASK, "--image empty", "empty cannot be read as an image"),
