@@ -95,7 +95,7 @@ print(disa.__version__, *latents.shape, disa.__file__, *sorted({"scipy", "matplo
 
 def test_recipes_are_listed_and_swept_outside_the_clone(core, tmp_path):
     disa = core.with_name("disa")
-    assert "imagenet/mar_base-disa" in run(disa, "reproduce", "--list", cwd=tmp_path).stdout
+    assert "imagenet/mar_base-disa" in run(disa, "reproduce", "--list", "imagenet", cwd=tmp_path).stdout
     assert "--diff_upper_steps" in run(disa, "sweep", "--help", cwd=tmp_path).stdout
     assert run(disa, "checkpoints", "list", cwd=tmp_path).stdout.startswith("kl16 ")
 

@@ -123,11 +123,11 @@ def test_a_gif_alone_and_of_several_pictures():
 
 
 @pytest.mark.slow
-def test_prompts_from_a_file_of_harmon(monkeypatch, capsys):
+def test_prompts_from_a_file_of_harmon(monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("a bag\n\na purple shoe\n"))
     words = ("--prompt_file", "-", "--negative_prompt", "a coat", "--image_size", "32", "--seeds", "1", "2", *FEW)
-    assert command("generate", "harmon_fashion", *words, "--out", "o") == 0
-    assert "learned no purple" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="learned no purple"):
+        assert command("generate", "harmon_fashion", *words, "--out", "o") == 0
     said = read_metadata("o/001-a-purple-shoe-seed2.png")
     asked = ("prompt", "negative_prompt", "image_size", "seed")
     assert [said[name] for name in asked] == ["a purple shoe", "a coat", "32", 2]

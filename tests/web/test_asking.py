@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from disa import Pipeline, StepSchedule
+from disa.pipeline.arguments import check_settings
 from disa.tables.recipes import bundled_settings
 from disa.web import asking, show
 from disa.web.asking import WITH, WITHOUT, Asked
@@ -39,7 +40,7 @@ def test_the_controls_as_they_are_set_at_first_are_the_recipes(name, pipes):
     assert list(asked) == [WITH, WITHOUT]
     for title, row in ((WITH, "disa"), (WITHOUT, "full")):
         call = {key: value for key, value in asked[title].items() if key not in ("labels", "prompts", "seeds")}
-        ours = pipe._settings(call)
+        ours = check_settings(pipe, call)
         theirs = recipes[row]
         assert pipe.model.nfe(**ours.steps) == pipe.model.nfe(**theirs.steps)
         assert dataclasses.replace(ours, schedule=theirs.schedule) == theirs
