@@ -18,6 +18,7 @@ from ..evaluation.metrics import (
     check_metrics,
     feature_batches,
     find_images,
+    gather_sums,
     metric_sums,
     scores,
 )
@@ -122,10 +123,7 @@ def measure(images: Images, spec: MetricSpec, batch_size: int, device: torch.dev
             first = ids.stop
 
     distributed.on_all(extract)
-    total, rows = Sums(), list[Tensor]()
-    for sums_of_rank, kept_of_rank in distributed.gather_to_main(({name: sums[name].cpu() for name in sums}, kept)):
-        add(total, sums_of_rank)
-        rows += kept_of_rank
+    total, rows = gather_sums(sums, kept)
     if not distributed.is_main():
         return Scores(spec.extractor, 0)
     features = torch.cat(rows) if rows else None

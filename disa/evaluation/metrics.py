@@ -283,6 +283,15 @@ def feature_batches(
             bar.update(min(len(batch) * ranks, count - bar.n))
 
 
+def gather_sums(sums: Sums, kept: Sequence[Tensor]) -> tuple[Sums, list[Tensor]]:
+    """Add the sums of all ranks, and collect the features that they kept, on rank 0; elsewhere nothing."""
+    total, rows = Sums(), list[Tensor]()
+    for sums_of_rank, kept_of_rank in distributed.gather_to_main(({name: sums[name].cpu() for name in sums}, kept)):
+        add(total, sums_of_rank)
+        rows += kept_of_rank
+    return total, rows
+
+
 def image_statistics(
     images: Images, extractor: str, *, keep_features: bool, batch_size: int, device: Device, crop: int | None = None
 ) -> Statistics | None:
@@ -301,10 +310,7 @@ def image_statistics(
                 kept.append(features.cpu())
 
     distributed.on_all(extract)
-    total, rows = Sums(), list[Tensor]()
-    for sums_of_rank, kept_of_rank in distributed.gather_to_main(({name: sums[name].cpu() for name in sums}, kept)):
-        add(total, sums_of_rank)
-        rows += kept_of_rank
+    total, rows = gather_sums(sums, kept)
     if not distributed.is_main():
         return None
     found = Statistics.of_sums(total, extractor, torch.cat(rows) if keep_features else None)
