@@ -32,12 +32,12 @@ from disa.evaluation.plan import MetricSpec, plan_metrics
 from disa.evaluation.results import Results
 from disa.evaluation.run import GRID_IMAGES, evaluate, versions
 from disa.generation.generators import Generator, LabelGenerator, Sampling
-from disa.models.vae import SpaceToDepth
 from disa.runtime import distributed
 from disa.runtime.devices import describe_device
 from disa.runtime.files import atomic_write
 from disa.tables.recipes import bundled_settings
 from disa.tables.report import column, decimals, percent, table
+from disa.weights.load import load_bundled_vae
 
 FEATURES, LOGITS = 2048, 1008  # Inception's
 MEGABYTE = 2**20
@@ -85,7 +85,7 @@ def work_speed(folder: Path, num_images: int) -> None:
     distributed.setup(device)
     specs, _ = plan_metrics("auto", "auto", "auto", bundled=True)
     sampling = bundled_settings("mar_fashion")["disa"]
-    generator = LabelGenerator(load_model("mar_fashion"), SpaceToDepth(), sampling, device)
+    generator = LabelGenerator(load_model("mar_fashion"), load_bundled_vae("mar_fashion"), sampling, device)
     evaluate(generator, folder, specs=specs, settings={}, num_images=num_images, batch_size=50)
     distributed.shutdown()
 

@@ -39,7 +39,8 @@ from benchmarks.checkouts import worktree
 from disa import ImageNoise, build_model
 from disa.annealing import AnnealedModel, Annealing
 from disa.commands.flags import HelpFormatter
-from disa.models.vae import AutoencoderKL, SpaceToDepth
+from disa.models import MODELS
+from disa.models.vae import build_vae
 from disa.runtime.devices import DTYPES
 from disa.tables.recipes import Recipe, load_tables
 from disa.tables.report import Columns, column, decimals, percent, table, write_text
@@ -412,7 +413,7 @@ def count(model: str, batch: int, dtype: str, captured: bool = False, **changes:
 def make_vae(network: nn.Module, recipe: Recipe) -> Any:  # Any: of several kinds
     """Make the VAE of a model's latents with random weights, or take the model's own."""
     own = getattr(network, "vae", None)
-    return own or (SpaceToDepth() if recipe.bundled else AutoencoderKL())
+    return own or build_vae(MODELS[recipe.model].vae)
 
 
 @contextmanager

@@ -243,7 +243,8 @@ def test_harmon_wants_one_seed_per_image():
 
 
 def test_known_tokens_are_of_the_images_shape_and_leave_some_to_sample():
-    model, latents = build_model("mar_fashion").eval(), torch.zeros(1, 16, 8, 8)
+    model = build_model("mar_fashion").eval()
+    latents = torch.zeros(1, model.diffloss.channels, 8, 8)
     for where, sentence in (
         (torch.ones(8, 8, dtype=torch.bool), "all tokens are known"),
         (torch.zeros(4, 8, dtype=torch.bool), r"known tokens are \(4, 8\); the image has \(8, 8\)"),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from disa.data.captions import brightness, grammar_prompts
 from disa.data.fashion import FASHION_CLASSES
@@ -9,10 +10,10 @@ from disa.data.transforms import to_signed, to_uint8
 from disa.evaluation.extractors import load_classifier
 from disa.generation.generators import LabelGenerator, PromptGenerator
 from disa.models import MODELS
-from disa.models.vae import SpaceToDepth
+from disa.models.vae import build_vae
 from disa.runtime.files import BUNDLED
 from disa.tables.recipes import bundled_settings
-from disa.weights.load import load_model
+from disa.weights.load import load_bundled_vae, load_into, load_model
 from tests.conftest import load_reference
 
 MODEL_NAMES = [name for name, spec in MODELS.items() if spec.bundled]
@@ -24,11 +25,23 @@ def test_weights_are_small_and_have_a_card(name):
     assert (BUNDLED / f"{name}.md").read_text().startswith(f"# {name}\n")
 
 
+@torch.no_grad()
+def test_the_vae_restores_images():
+    vae, images = build_vae("fashion"), load_reference("fashion_test_60.npz")["images"]
+    load_into(vae, load_file(BUNDLED / "fashion_vae.safetensors"), "fashion_vae")
+    latents = vae.encode(to_signed(images)[:, None])
+    assert latents.shape == (60, vae.latent_channels, 8, 8)
+    assert latents.mean().abs() < 0.1
+    assert latents.std() == pytest.approx(1, abs=0.1)
+    restored = to_uint8(vae.decode(latents))[:, 0]
+    assert (restored.float() - images.float()).abs().mean() < 4
+
+
 @pytest.mark.parametrize("name", [name for name in MODEL_NAMES if name != "harmon_fashion"])
 @pytest.mark.slow
 def test_images_show_what_is_asked_for(name):
     sampling, ids = bundled_settings(name)["disa"], range(60)
-    generator = LabelGenerator(load_model(name), SpaceToDepth(), sampling, torch.device("cpu"))
+    generator = LabelGenerator(load_model(name), load_bundled_vae(name), sampling, torch.device("cpu"))
     # At least 85 % of many images; of 60 only a broken model shows fewer than this.
     assert (classes_seen(generator(ids)) == generator.labels(ids)).float().mean() >= 0.75
 

@@ -16,7 +16,7 @@ from ..generation.generators import LabelGenerator, LabelModel, Sampling
 from ..generation.images import check_counts
 from ..models import MODELS, build_model
 from ..models.mar import MAR
-from ..models.vae import VAE, SpaceToDepth
+from ..models.vae import VAE
 from ..runtime import distributed
 from ..runtime.devices import DTYPES, resolve_dtype
 from ..runtime.distributed import print_main
@@ -29,7 +29,7 @@ from ..training.checkpoint import LAST, find_checkpoint
 from ..training.data import TrainingData, cached_data, class_folders, fashion_data, image_folder_data
 from ..training.loop import train
 from ..training.optimization import TrainingSettings
-from ..weights.load import find_model, find_vae, load_model, load_vae
+from ..weights.load import find_model, find_vae, load_bundled_vae, load_model, load_vae
 from .flags import Group, Parser, naming_flags, parser
 
 if TYPE_CHECKING:  # evaluation needs disa[eval], training does not
@@ -250,10 +250,17 @@ def get_specs(args: Namespace) -> tuple[list[MetricSpec], list[str]]:
 
 
 def get_vae(args: Namespace) -> VAE:
-    """Load KL-16, or build the stand-in of the bundled models."""
-    if MODELS[args.model].bundled:
-        return SpaceToDepth(args.vae_stride)
-    return load_vae(args.vae_path, args.vae_embed_dim)
+    """Load KL-16, or the VAE of a bundled model; raise ValueError if the flags speak of another one."""
+    if not MODELS[args.model].bundled:
+        return load_vae(args.vae_path, args.vae_embed_dim)
+    vae = load_bundled_vae(args.model)
+    for flag, given, own in (
+        ("--vae_stride", args.vae_stride, vae.stride),
+        ("--vae_embed_dim", args.vae_embed_dim, vae.latent_channels),
+    ):
+        if given != own:
+            raise ValueError(f"{flag} is {given}; it is {own} for the VAE of {args.model}")
+    return vae
 
 
 def get_data(args: Namespace, device: torch.device) -> TrainingData:
@@ -264,14 +271,12 @@ def get_data(args: Namespace, device: torch.device) -> TrainingData:
         FileNotFoundError: it is not there.
     """
     if not args.use_cached:
-        if not (MODELS[args.model].bundled or args.data_path):
+        if MODELS[args.model].bundled:
+            return fashion_data(get_vae(args).to(device), args.data_path or None)
+        if not args.data_path:
             raise ValueError("--data_path is empty; give a folder that holds one folder per class")
-        if not MODELS[args.model].bundled:
-            distributed.on_main(lambda: class_folders(Path(args.data_path), "--data_path"))  # before weights are loaded
-        vae = get_vae(args).to(device)
-        if isinstance(vae, SpaceToDepth):
-            return fashion_data(vae, args.data_path or None)
-        data = image_folder_data(vae, args.data_path, args.img_size)
+        distributed.on_main(lambda: class_folders(Path(args.data_path), "--data_path"))  # before weights are loaded
+        data = image_folder_data(load_vae(args.vae_path, args.vae_embed_dim).to(device), args.data_path, args.img_size)
     elif args.cached_path:
         data = cached_data(args.cached_path)
         side = args.img_size // args.vae_stride

@@ -28,7 +28,6 @@ from ..grouping import Grouping
 from ..guidance import Guidance
 from ..models import MODELS, build_model
 from ..models.harmon import Harmon
-from ..models.vae import SpaceToDepth
 from ..runtime import distributed
 from ..runtime.configs import Config, read_config
 from ..runtime.devices import DTYPES, resolve_device, resolve_dtype
@@ -214,7 +213,7 @@ def get_generator(
         images_per_prompt=args.grid_size**2,
         cfg_prompt=args.cfg_prompt,
     )
-    if isinstance(model.vae, SpaceToDepth) and (said := unlearned(prompts)):
+    if model.vae.image_channels == 1 and (said := unlearned(prompts)):
         print(f"note: {said}", file=sys.stderr)
     images = -(-len(prompts) * generator.images_per_prompt // distributed.world_size())
     acceleration = Acceleration(args.compile, args.graphs)

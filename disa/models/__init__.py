@@ -22,11 +22,13 @@ class ModelSpec:
     Attributes:
         build: the model's class.
         arguments: its arguments that differ from the class's defaults.
-        bundled: whether it is a small model of Fashion-MNIST, with `SpaceToDepth` latents, that comes with the package.
+        vae: what its latents come from, a key of `VAES`.
+        bundled: whether it is a small model of Fashion-MNIST that comes with the package.
     """
 
     build: type[MAR] | type[FlowAR] | type[XAR] | type[Harmon]
     arguments: Arguments
+    vae: str = "kl16"
     bundled: bool = False
 
     @property
@@ -70,22 +72,22 @@ MODELS: dict[str, ModelSpec] = {
     "mar_base": ModelSpec(MAR, _MAR_BASE),
     "mar_large": ModelSpec(MAR, _MAR_LARGE),
     "mar_huge": ModelSpec(MAR, _MAR_HUGE),
-    "mar_fashion": ModelSpec(MAR, _MAR_FASHION, bundled=True),
+    "mar_fashion": ModelSpec(MAR, _MAR_FASHION, vae="space_to_depth", bundled=True),
     "flowar": ModelSpec(FlowAR, {}),
     "flowar_small": ModelSpec(FlowAR, _FLOWAR_SMALL),
     "flowar_large": ModelSpec(FlowAR, _FLOWAR_LARGE),
     "flowar_huge": ModelSpec(FlowAR, _FLOWAR_HUGE),
-    "flowar_fashion": ModelSpec(FlowAR, _FLOWAR_FASHION, bundled=True),
+    "flowar_fashion": ModelSpec(FlowAR, _FLOWAR_FASHION, vae="space_to_depth", bundled=True),
     "xar": ModelSpec(XAR, {}),
     "xar_base": ModelSpec(XAR, dict(width=768, depth=8, num_heads=12)),
     "xar_large": ModelSpec(XAR, dict(width=1024, depth=16, num_heads=16)),
     "xar_huge": ModelSpec(XAR, dict(width=1280, depth=20, num_heads=16)),
-    "xar_fashion": ModelSpec(XAR, _XAR_FASHION, bundled=True),
+    "xar_fashion": ModelSpec(XAR, _XAR_FASHION, vae="space_to_depth", bundled=True),
     "harmon": ModelSpec(Harmon, {"mar": {}, "llm": {}}),
     "harmon_0.5b": ModelSpec(Harmon, {"mar": _MAR_BASE, "llm": _qwen2(896, 24, 14, 4864)}),
     "harmon_1.5b": ModelSpec(Harmon, {"mar": _MAR_HUGE, "llm": _qwen2(1536, 28, 12, 8960)}),
     "harmon_fashion": ModelSpec(
-        Harmon, {"mar": _MAR_FASHION, "llm": _QWEN2_FASHION, "vae": "space_to_depth"}, bundled=True
+        Harmon, {"mar": _MAR_FASHION, "llm": _QWEN2_FASHION}, vae="space_to_depth", bundled=True
     ),
 }
 
@@ -108,4 +110,5 @@ def build_model(name: str, **overrides: Any) -> AnnealedModel:  # Any: as `Argum
     if unknown := [key for key in overrides if key not in allowed]:
         raise ValueError(f"model {name} has no setting {', '.join(unknown)}; allowed are {', '.join(allowed)}")
     parts = {k: {**spec.arguments.get(k, {}), **v} for k, v in overrides.items() if isinstance(v, Mapping)}
-    return spec.build(**{**spec.arguments, **overrides, **parts})
+    vae = {"vae": spec.vae} if "vae" in allowed else {}
+    return spec.build(**{**vae, **spec.arguments, **overrides, **parts})

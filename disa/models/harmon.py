@@ -27,7 +27,7 @@ from ..schedule import StepSchedule
 from ..trace import StepTrace
 from .checks import Arguments, check_noise
 from .mar import MAR, Known, Positions, autoregress
-from .vae import VAE, AutoencoderKL, SpaceToDepth
+from .vae import build_vae
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
@@ -72,7 +72,7 @@ class Harmon(AnnealedModel):
     Args:
         mar: arguments of `MAR`; its `grad_checkpointing` is for the language model too.
         llm: arguments of transformers' `Qwen2Config`.
-        vae: "kl16", whose weights the released files hold too, or "space_to_depth" for small grey images.
+        vae: a key of `VAES`; the released files hold the weights of their "kl16" too.
 
     Raises:
         ValueError: the sizes do not fit together.
@@ -95,9 +95,11 @@ class Harmon(AnnealedModel):
         if self.mar.patch_size != 1:
             raise ValueError(f"mar.patch_size is {self.mar.patch_size}; Harmon's tokens are single latents")
         channels = self.mar.diffloss.channels
-        if vae not in ("kl16", "space_to_depth"):
-            raise ValueError(f"vae is {vae!r}; allowed are kl16 and space_to_depth")
-        self.vae: VAE = AutoencoderKL(channels) if vae == "kl16" else SpaceToDepth(round(channels**0.5))
+        self.vae = build_vae(vae)
+        if self.vae.latent_channels != channels:
+            raise ValueError(
+                f"mar.latent_channels is {channels}; the latents of its VAE, {vae}, have {self.vae.latent_channels}"
+            )
         # Any: transformers' classes are not typed.
         self.llm: Any = Qwen2ForCausalLM(Qwen2Config(**{"tie_word_embeddings": True, **(llm or {})}))
         if self.mar.grad_checkpointing:

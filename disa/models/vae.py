@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +32,11 @@ class SpaceToDepth(nn.Module):
         mean, std: of the data's pixels, so that latents have unit variance.
     """
 
+    image_channels = 1
+
     def __init__(self, stride: int = 4, mean: float = FASHION_MEAN, std: float = FASHION_STD) -> None:
         super().__init__()
-        self.stride, self.mean, self.std = stride, mean, std
+        self.stride, self.latent_channels, self.mean, self.std = stride, stride**2, mean, std
 
     def extra_repr(self) -> str:
         return f"stride={self.stride}, mean={self.mean}, std={self.std}"
@@ -279,7 +282,8 @@ class AutoencoderKL(nn.Module):
         scale: float = KL16_SCALE,
     ) -> None:
         super().__init__()
-        self.latent_channels, self.widths, self.scale = latent_channels, widths, scale
+        self.latent_channels, self.image_channels, self.scale = latent_channels, image_channels, scale
+        self.widths = widths
         self.stride = 2 ** (len(widths) - 1)  # pixels per latent, along a side
         self.encoder = Encoder(widths, blocks, image_channels, latent_channels)
         self.decoder = Decoder(widths, blocks, image_channels, latent_channels)
@@ -332,6 +336,25 @@ class AutoencoderKL(nn.Module):
 
 
 VAE = SpaceToDepth | AutoencoderKL
+
+# Name -> class and arguments. KL-16's weights are fetched; those of `fashion`, for grey images of 32×32, come with the
+# package, and hold the scale of their latents.
+VAES: dict[str, tuple[type[SpaceToDepth] | type[AutoencoderKL], dict[str, Any]]] = {  # Any: of several types
+    "kl16": (AutoencoderKL, {}),
+    "fashion": (
+        AutoencoderKL,
+        dict(latent_channels=8, widths=(16, 32, 64), blocks=1, image_channels=1, scale=1.0),
+    ),
+    "space_to_depth": (SpaceToDepth, {}),
+}
+
+
+def build_vae(name: str) -> VAE:
+    """Build the VAE called `name`, with random weights; raise ValueError if the name is unknown."""
+    if name not in VAES:
+        raise ValueError(f"vae is {name!r}; allowed are {', '.join(VAES)}")
+    build, arguments = VAES[name]
+    return build(**arguments)
 
 
 def sample_moments(moments: Tensor, noise: Tensor | None, scale: float = KL16_SCALE) -> Tensor:

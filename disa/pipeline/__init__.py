@@ -18,9 +18,10 @@ from ..data.captions import unlearned
 from ..data.text import UNCONDITIONAL_PROMPT
 from ..data.transforms import to_signed
 from ..generation.generators import LabelModel, Sampling
+from ..models import MODELS
 from ..models.harmon import Harmon
 from ..models.mar import Known
-from ..models.vae import AutoencoderKL, SpaceToDepth
+from ..models.vae import AutoencoderKL
 from ..runtime.devices import synchronize
 from .arguments import Labels, check_asked, check_seeds, check_settings, check_shape
 from .files import Pretrained, list_models
@@ -158,8 +159,8 @@ class Pipeline(Pretrained):
     def enable_tiling(self, side: int | None = 512) -> None:
         """Let the VAE work on overlapping tiles of `side` pixels, blended linearly: large images in little memory.
 
-        Off by default, and with None. The images change a little, for the VAE sees a tile, not the whole image. The
-        small models' VAE works pixel by pixel and needs no tiles.
+        Off by default, and with None. The images change a little, for the VAE sees a tile, not the whole image. A VAE
+        that works pixel by pixel needs no tiles.
 
         Raises:
             ValueError: a tile holds less than two latents along a side.
@@ -175,7 +176,7 @@ class Pipeline(Pretrained):
     ) -> SeededLabels | SeededPrompts:
         if isinstance(self.model, Harmon):
             prompts, settings = cast(list[str], asked), (sampling, self.device)
-            if isinstance(self.vae, SpaceToDepth) and (said := unlearned(prompts)):
+            if MODELS[self.name].bundled and (said := unlearned(prompts)):
                 warnings.warn(f"{self.name}: {said}", stacklevel=3)  # of who calls the pipeline
             return SeededPrompts(self.model, prompts, *settings, image_shape=shape, cfg_prompt=negative_prompt)
         generator = SeededLabels(cast(LabelModel, self.model), self.vae, sampling, self.device)
@@ -197,4 +198,4 @@ class Pipeline(Pretrained):
 
     @property
     def _grey(self) -> bool:
-        return isinstance(self.vae, SpaceToDepth) or self.vae.encoder.conv_in.in_channels == 1
+        return self.vae.image_channels == 1

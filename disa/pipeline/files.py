@@ -31,6 +31,7 @@ from ..weights.hub import hub_file, hub_folder
 from ..weights.load import (
     PathLike,
     find_vae,
+    load_bundled_vae,
     load_into,
     load_model,
     load_vae,
@@ -144,7 +145,7 @@ class Pretrained:
         if recipe.model != name:  # the recipe is of another size
             num_iter, size = sampling.num_iter, None
             sampling = replace(sampling, num_iter=None if num_iter is None else min(num_iter, length))
-        found = model.vae if isinstance(model, Harmon) else _load_vae(vae_path)
+        found = model.vae if isinstance(model, Harmon) else _load_vae(name, vae_path)
         classes = class_names(model, MODELS[name].bundled)
         size = size or math.isqrt(length) * getattr(model, "patch_size", 1) * found.stride
         return cls(model, found, name, sampling, arguments, classes, size)
@@ -297,9 +298,9 @@ def _vae_path(name: str, vae: PathLike | None) -> Path | None:
     return find_vae(vae)
 
 
-def _load_vae(path: Path | None) -> VAE:
-    """Load KL-16, or build that of the bundled models."""
-    return SpaceToDepth() if path is None else load_vae(path)
+def _load_vae(name: str, path: Path | None) -> VAE:
+    """Load KL-16, or the VAE of a bundled model."""
+    return load_bundled_vae(name) if path is None else load_vae(path)
 
 
 def _vae_config(vae: VAE) -> dict[str, object]:
@@ -307,7 +308,7 @@ def _vae_config(vae: VAE) -> dict[str, object]:
     if isinstance(vae, SpaceToDepth):
         return {"stride": vae.stride, "mean": vae.mean, "std": vae.std}
     blocks = sum(name.endswith("norm1.weight") for name in vae.encoder.down[0].state_dict())
-    shape = {"blocks": blocks, "image_channels": vae.encoder.conv_in.in_channels}
+    shape = {"blocks": blocks, "image_channels": vae.image_channels}
     return {"latent_channels": vae.latent_channels, "widths": vae.widths, **shape, "scale": vae.scale}
 
 

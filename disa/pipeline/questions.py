@@ -14,7 +14,7 @@ from ..data.text import TextTokenizer
 from ..data.transforms import pad_and_resize, to_signed
 from ..generation.generators import question_room
 from ..models.harmon import Harmon
-from ..models.vae import VAE, SpaceToDepth
+from ..models.vae import VAE
 
 
 @torch.no_grad()
@@ -57,7 +57,7 @@ def fit_image(image: Image.Image, height: int, width: int, vae: VAE) -> Tensor:
     It is padded with grey to the shape of height × width, then resized. The small grey models saw images of 28×28 with
     black around: theirs are shrunk where they are too large, never enlarged, and put in the middle of black.
     """
-    if isinstance(vae, SpaceToDepth):
+    if vae.image_channels == 1:
         small, fitted = image.convert("L"), Image.new("L", (width, height))
         small.thumbnail((width, height), Image.Resampling.BICUBIC)
         fitted.paste(small, ((width - small.width) // 2, (height - small.height) // 2))

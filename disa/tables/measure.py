@@ -22,11 +22,10 @@ from ..evaluation.run import evaluate
 from ..generation.generators import Generator, LabelGenerator, PromptGenerator, choose_attention, image_shape
 from ..models import MODELS
 from ..models.harmon import Harmon
-from ..models.vae import SpaceToDepth
 from ..runtime import distributed
 from ..runtime.devices import resolve_dtype
 from ..weights.fetch import CATALOGUE, find_published
-from ..weights.load import find_model, load_model, load_vae
+from ..weights.load import find_model, load_bundled_vae, load_model, load_vae
 from .recipes import Recipe
 
 Make = Callable[[Recipe], Generator]  # of any recipe with the weights that were loaded
@@ -38,7 +37,8 @@ def load(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Make:
     if isinstance(model, Harmon):
         choose_attention(model.llm, device)
         return lambda recipe: prompt_generator(model, recipe, device)
-    vae = (SpaceToDepth() if recipe.bundled else load_vae(find_published("kl16"))).to(device, dtype)
+    vae = load_bundled_vae(recipe.model) if recipe.bundled else load_vae(find_published("kl16"))
+    vae.to(device, dtype)
     return lambda recipe: LabelGenerator(model, vae, recipe.sampling, device)
 
 

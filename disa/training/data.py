@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import TensorDataset
 from torchvision.datasets import DatasetFolder, ImageFolder
+from tqdm import tqdm
 
 from ..data.fashion import fashion_mnist
 from ..data.transforms import crop_to_tensor, to_signed
@@ -42,10 +43,25 @@ def sample_latents(vae: AutoencoderKL, images: Tensor) -> Tensor:
     return vae.encode(images, noise=torch.randn(vae.latent_shape(images), device=images.device))
 
 
+def latents_by_index(vae: VAE, images: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return a function of indices of grey images, uint8 [N, H, W]: their latents [B, C, h, w], on the indices' device.
+
+    Its first call encodes all images, once for all epochs.
+    """
+
+    @functools.cache
+    @torch.no_grad()
+    def encoded(device: torch.device) -> Tensor:
+        parts = tqdm(images.split(100), desc="encoding", unit="×100 images", disable=not distributed.is_main())
+        return torch.cat([vae.encode(to_signed(part.to(device))[:, None]) for part in parts])
+
+    return lambda indices: encoded(indices.device)[indices]
+
+
 def fashion_data(vae: VAE, root: str | Path | None = None) -> TrainingData:
     """Read Fashion-MNIST's training images. They are not mirrored: every shoe points to the left."""
     images, labels = fashion_mnist(True, root)
-    return TrainingData(TensorDataset(images[:, None], labels), lambda pixels: vae.encode(to_signed(pixels)))
+    return TrainingData(TensorDataset(torch.arange(len(images)), labels), latents_by_index(vae, images))
 
 
 def class_folders(root: Path, flag: str) -> Path:

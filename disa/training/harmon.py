@@ -30,9 +30,17 @@ from ..runtime.configs import read_config
 from ..runtime.devices import DTYPES
 from ..runtime.files import BUNDLED
 from ..runtime.start import start
-from ..weights.load import find_vae, find_weights, load_into, load_model, load_vae, open_checkpoint
+from ..weights.load import (
+    find_vae,
+    find_weights,
+    load_bundled_vae,
+    load_into,
+    load_model,
+    load_vae,
+    open_checkpoint,
+)
 from .checkpoint import find_checkpoint
-from .data import sample_latents
+from .data import latents_by_index, sample_latents
 from .loop import train
 from .optimization import TrainingSettings
 
@@ -66,14 +74,15 @@ def fashion_text(
 ) -> TextData:
     """Read Fashion-MNIST, with captions from the grammar, and questions on a quarter of each batch."""
     images, labels = fashion_mnist(True, root)
+    to_latents = latents_by_index(vae, images)
 
-    def prepare(images: Tensor, labels: Tensor) -> tuple[Batch, Batch]:
-        latents, asked = vae.encode(to_signed(images)[:, None]), -(-len(images) // 4)
+    def prepare(images: Tensor, labels: Tensor, indices: Tensor) -> tuple[Batch, Batch]:
+        latents, asked = to_latents(indices), -(-len(images) // 4)
         pairs = sample_questions(images[:asked], labels[:asked])
         image_to_text = image_to_text_batch(text, latents[:asked], pairs, buffer_size)
         return text_to_image_batch(text, latents, sample_captions(images, labels), drop), image_to_text
 
-    return TensorDataset(images, labels), prepare
+    return TensorDataset(images, labels, torch.arange(len(images))), prepare
 
 
 def folder_text(
@@ -239,7 +248,9 @@ def starting_model(config: TrainingConfig) -> Harmon:
         load_into(model.mar, open_checkpoint(config.mar_weights), config.mar_weights)
     if config.vae_path:
         model.vae = load_vae(config.vae_path)
-    elif isinstance(model.vae, AutoencoderKL):
+    elif MODELS[config.model].bundled:
+        model.vae = load_bundled_vae(config.model)
+    else:
         raise ValueError("the config has neither a checkpoint nor a vae_path, so the VAE would be random; give one")
     return model
 

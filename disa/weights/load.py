@@ -21,7 +21,7 @@ from ..annealing import AnnealedModel
 from ..data.text import TextTokenizer
 from ..models import MODELS, build_model
 from ..models.harmon import Harmon
-from ..models.vae import AutoencoderKL
+from ..models.vae import VAE, AutoencoderKL, build_vae
 from ..runtime.files import BUNDLED, atomic_write
 from ..runtime.shared import places
 from .fetch import LAST
@@ -204,8 +204,11 @@ def load_model(
         model = build_model(name, **overrides)
     assert path is not None  # `build_model` refused the name
     state = open_checkpoint(path, weights)
-    if vae is not None:
-        state = {**state, **{f"vae.{key}": value for key, value in load_vae(vae).state_dict().items()}}
+    given: nn.Module | None = load_vae(vae) if vae is not None else None
+    if isinstance(model, Harmon) and MODELS[name].bundled:
+        given = load_bundled_vae(name)
+    if given is not None:
+        state = {**state, **{f"vae.{key}": value for key, value in given.state_dict().items()}}
     lacking = {key.partition(".")[0] for key in model.state_dict()} - {key.partition(".")[0] for key in state}
     if lacking == {"vae"}:
         raise ValueError(f"{path} holds no VAE, as checkpoints of our training do not; give KL-16's file (--vae_path)")
@@ -224,6 +227,15 @@ def find_vae(path: PathLike) -> Path:
         if place.is_file():
             return place
     raise FileNotFoundError(f"there is no VAE {path}; `disa checkpoints fetch kl16` fetches it, or give --vae_path")
+
+
+def load_bundled_vae(name: str) -> VAE:
+    """Build the VAE of the bundled model `name` with the weights that come with the package, in eval mode, frozen."""
+    kind = MODELS[name].vae
+    vae, path = build_vae(kind), BUNDLED / f"{kind}_vae.safetensors"
+    if vae.state_dict():
+        load_into(vae, open_checkpoint(path), path)
+    return vae.eval().requires_grad_(False)
 
 
 def load_vae(path: PathLike, latent_channels: int = 16) -> AutoencoderKL:

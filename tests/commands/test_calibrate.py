@@ -12,8 +12,7 @@ from safetensors.torch import save_file
 from disa import StepSchedule, build_model
 from disa.commands import calibrate
 from disa.generation.generators import LabelGenerator, Sampling
-from disa.models.vae import SpaceToDepth
-from disa.weights.load import load_model
+from disa.weights.load import load_bundled_vae, load_model
 from tests.conftest import fill
 from tests.helpers.scripts import command
 
@@ -60,11 +59,11 @@ def test_a_calibrated_schedule_spends_its_budget_and_serves(name, weights, tmp_p
     assert schedule.counts == tuple(content["counts"])
     sampling = Sampling.from_dict({**content["settings"], "step_schedule": schedule.file})
     if path:
-        generator = LabelGenerator(load_model(name, path), SpaceToDepth(), sampling, torch.device("cpu"))
+        generator = LabelGenerator(load_model(name, path), load_bundled_vae(name), sampling, torch.device("cpu"))
         assert generator.nfe == content["nfe"]
         assert generator([0, 1]).isfinite().all()
         with pytest.raises(ValueError, match="for weights"):
-            LabelGenerator(build_model(name), SpaceToDepth(), sampling, torch.device("cpu"))
+            LabelGenerator(build_model(name), load_bundled_vae(name), sampling, torch.device("cpu"))
 
 
 def test_the_same_command_finds_the_same(weights, tmp_path):

@@ -1,6 +1,7 @@
 """FlowAR's and xAR's commands: train a little, evaluate what came out, refuse what cannot be."""
 
 import json
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 
 from disa import build_model
+from disa.commands.class_conditional import get_vae
 from disa.evaluation import plan
 from disa.weights.load import read_checkpoint
 from tests.helpers.data import write_fashion
@@ -143,6 +145,15 @@ def test_impossible_settings_end_in_one_sentence(folder, call, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_bundled_model_takes_its_own_vae():
+    own = {"model": "mar_fashion", "vae_stride": 4, "vae_embed_dim": 16}
+    assert get_vae(Namespace(**own)).stride == 4
+    with pytest.raises(ValueError, match="--vae_stride is 8; it is 4 for the VAE of mar_fashion"):
+        get_vae(Namespace(**{**own, "vae_stride": 8}))
+    with pytest.raises(ValueError, match="--vae_embed_dim is 4; it is 16 for the VAE of mar_fashion"):
+        get_vae(Namespace(**{**own, "vae_embed_dim": 4}))
+
+
 def test_xar_trains_under_its_released_name_too():
     assert "--num_sampling_steps" in run("main_mar.py", "--help", cwd=ROOT / "xAR_DiSA").stdout
 

@@ -39,9 +39,9 @@ from disa.evaluation.metrics import (
     scores,
 )
 from disa.evaluation.results import Scores
-from disa.models.vae import SpaceToDepth
 from disa.runtime import distributed
 from disa.runtime.files import image_files
+from disa.weights.load import load_bundled_vae
 from tests.conftest import load_reference
 from tests.helpers.devices import OnGpu
 from tests.models.test_synchronization import NoWaiting
@@ -353,7 +353,7 @@ def test_inceptions_scores_are_those_of_the_fidelity_command(tmp_path, monkeypat
     latents = model.generate(
         torch.arange(12) % 10, num_iter=8, schedule=schedule, guidance=Guidance(2.0), noise=ImageNoise(seeds, "cpu")
     )
-    ours = save_images(tmp_path / "ours", to_uint8(SpaceToDepth().decode(latents))[:, 0])
+    ours = save_images(tmp_path / "ours", to_uint8(load_bundled_vae("mar_fashion").decode(latents))[:, 0])
     real = save_images(tmp_path / "real", fashion["images"][:12])
     weights = tmp_path / "hub" / "checkpoints" / Path(URL_INCEPTION_V3).name
     weights.parent.mkdir(parents=True)

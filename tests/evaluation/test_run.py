@@ -25,9 +25,9 @@ from disa.evaluation.results import Results
 from disa.evaluation.run import evaluate, save_grid
 from disa.generation.generators import LabelGenerator, Sampling
 from disa.generation.images import missing_ids
-from disa.models.vae import SpaceToDepth
 from disa.runtime.files import image_files
 from disa.runtime.fingerprint import fingerprint
+from disa.weights.load import load_bundled_vae
 from tests.conftest import load_reference
 
 CPU = torch.device("cpu")
@@ -38,7 +38,10 @@ def tiny_generator(kind=LabelGenerator, **sampling):
     torch.manual_seed(0)
     model = build_model("mar_fashion", width=16, depth=1, num_heads=2, head_depth=1, head_width=16).eval()
     return kind(
-        model, SpaceToDepth(), Sampling(**{"num_iter": 2, "schedule": StepSchedule(2, 1), "seed": 7, **sampling}), CPU
+        model,
+        load_bundled_vae("mar_fashion"),
+        Sampling(**{"num_iter": 2, "schedule": StepSchedule(2, 1), "seed": 7, **sampling}),
+        CPU,
     )
 
 

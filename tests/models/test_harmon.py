@@ -297,3 +297,10 @@ def test_prompts_and_their_ids_give_the_same_image():
     assert torch.equal(
         model.generate(["a bright sneaker"], **settings), model.generate(input_ids=ids, attention_mask=mask, **settings)
     )
+
+
+def test_the_vae_is_a_known_one_whose_latents_fit():
+    with pytest.raises(ValueError, match="vae is 'kl8'; allowed are kl16, fashion, space_to_depth"):
+        build_model("harmon", mar=SMALL_MAR, llm=INDEX["llm"], vae="kl8")
+    with pytest.raises(ValueError, match=r"mar\.latent_channels is 16; the latents of its VAE, fashion, have 8"):
+        build_model("harmon", mar=SMALL_MAR, llm=INDEX["llm"], vae="fashion")

@@ -1,4 +1,4 @@
-"""KL-16 against the reference outputs; other sizes; slices; tiles; the small tokenizer's losslessness."""
+"""KL-16 against the reference outputs; other sizes; slices; tiles; the small VAE's losslessness."""
 
 import itertools
 
@@ -248,12 +248,12 @@ def test_free_memory(monkeypatch):
 
 def test_space_to_depth_is_lossless():
     pixels = torch.arange(2 * 32 * 32).remainder(256).view(2, 1, 32, 32).float() / 127.5 - 1
-    tokenizer = SpaceToDepth()
-    latents = tokenizer.encode(pixels)
+    stand_in = SpaceToDepth()
+    latents = stand_in.encode(pixels)
     assert latents.shape == (2, 16, 8, 8)
-    restored = ((tokenizer.decode(latents) + 1) * 127.5).round()
+    restored = ((stand_in.decode(latents) + 1) * 127.5).round()
     assert torch.equal(restored, ((pixels + 1) * 127.5).round())
     # channel c of a latent is pixel (c // 4, c % 4) of its block
     assert latents[0, 6, 2, 3].item() == pytest.approx(
-        (pixels[0, 0, 2 * 4 + 1, 3 * 4 + 2].item() - tokenizer.mean) / tokenizer.std
+        (pixels[0, 0, 2 * 4 + 1, 3 * 4 + 2].item() - stand_in.mean) / stand_in.std
     )

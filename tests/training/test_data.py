@@ -9,6 +9,7 @@ import torch.multiprocessing as mp
 from PIL import Image
 
 from disa.data.fashion import fashion_mnist
+from disa.data.transforms import to_uint8
 from disa.models.vae import AutoencoderKL, SpaceToDepth
 from disa.runtime import distributed
 from disa.training.data import cached_data, class_folders, fashion_data, image_folder_data, sample_latents
@@ -17,11 +18,12 @@ from tests.helpers.processes import free_port
 
 
 def test_fashion_latents_decode_to_the_images(tmp_path):
-    data = fashion_data(SpaceToDepth(), write_fashion(tmp_path, 6))
-    pixels = torch.stack([data.dataset[i][0] for i in range(6)])
-    restored = (SpaceToDepth().decode(data.to_latents(pixels)) + 1) * 127.5
-    assert torch.equal(restored.round().to(torch.uint8), pixels)
-    assert torch.equal(pixels[:, 0], fashion_mnist(True, tmp_path)[0])
+    data = fashion_data(SpaceToDepth(), write_fashion(tmp_path, 106))  # more than are encoded at a time
+    inputs = torch.stack([data.dataset[i][0] for i in range(106)])
+    restored = to_uint8(SpaceToDepth().decode(data.to_latents(inputs)))
+    images, labels = fashion_mnist(True, tmp_path)
+    assert torch.equal(restored[:, 0], images)
+    assert [int(data.dataset[i][1]) for i in range(106)] == labels.tolist()
 
 
 @pytest.fixture

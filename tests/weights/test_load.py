@@ -10,9 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import disa.models.harmon
 from disa import build_model
-from disa.models.vae import AutoencoderKL
+from disa.models.vae import VAES, AutoencoderKL
 from disa.weights import load
 from disa.weights.fetch import LAST
 from disa.weights.load import export, find_vae, find_weights, load_into, load_model, load_vae, open_checkpoint
@@ -263,8 +262,9 @@ COPY = "llm.lm_head.weight"  # the language model's embedding once more
 @pytest.fixture
 def harmon(monkeypatch):
     """The weights of a small Harmon, as the released files have them; KL-16 is thinner, for speed."""
-    for module in (load, disa.models.harmon):
-        monkeypatch.setattr(module, "AutoencoderKL", functools.partial(AutoencoderKL, widths=(32,) * 5))
+    thin = functools.partial(AutoencoderKL, widths=(32,) * 5)
+    monkeypatch.setattr(load, "AutoencoderKL", thin)
+    monkeypatch.setitem(VAES, "kl16", (thin, {}))
     torch.manual_seed(0)
     return build_model("harmon", **SMALL_HARMON).state_dict()
 

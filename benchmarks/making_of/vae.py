@@ -1,4 +1,4 @@
-"""Train the tokenizer of the bundled Fashion-MNIST models: `python -m benchmarks.making_of.tokenizer`.
+"""Train the VAE of the bundled Fashion-MNIST models: `python -m benchmarks.making_of.vae`.
 
 Run the same command again to continue after an interruption.
 """
@@ -6,7 +6,6 @@ Run the same command again to continue after an interruption.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from benchmarks.features import extract_features, statistics_of
@@ -23,12 +21,12 @@ from disa.data.fashion import fashion_mnist
 from disa.data.transforms import to_signed, to_uint8
 from disa.evaluation.metrics import Statistics, frechet_distance
 from disa.generation.images import image_grid
-from disa.models.vae import AutoencoderKL
-from disa.runtime.devices import resolve_device
+from disa.models.vae import AutoencoderKL, build_vae
+from disa.runtime.devices import has_bfloat16, resolve_device
 from disa.runtime.files import BUNDLED, atomic_write, write_json
 from disa.training.optimization import EMA
+from disa.weights.load import load_into, open_checkpoint, save_weights
 
-CHANNELS, WIDTHS, BLOCKS = 8, (16, 32, 64), 1  # 4 pixels per latent, along a side
 EMA_RATE = 0.999
 SPACES = ("fashion-classifier", "efficientnet-lite0")  # the second at the end only, for it takes minutes
 
@@ -48,9 +46,11 @@ class PatchDiscriminator(nn.Sequential):
         )
 
 
-def build(scale: float = 1.0) -> AutoencoderKL:
-    """Build the tokenizer."""
-    return AutoencoderKL(CHANNELS, WIDTHS, blocks=BLOCKS, image_channels=1, scale=scale)
+def build() -> AutoencoderKL:
+    """Build the VAE."""
+    vae = build_vae("fashion")
+    assert isinstance(vae, AutoencoderKL)
+    return vae
 
 
 def pixel_loss(restored: Tensor, images: Tensor) -> Tensor:
@@ -71,28 +71,28 @@ def kl_loss(moments: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def initialize(tokenizer: AutoencoderKL) -> None:
+def initialize(vae: AutoencoderKL) -> None:
     """Keep the signal's variance through all convolutions; residual branches start at 0, the posterior's std at e⁻³."""
-    for name, layer in tokenizer.named_modules():
+    for name, layer in vae.named_modules():
         if isinstance(layer, nn.Conv2d):
             branch = name.endswith(("conv2", "proj_out"))
             nn.init.normal_(layer.weight, std=0.0 if branch else layer.weight[0].numel() ** -0.5)
             nn.init.zeros_(layer.get_parameter("bias"))
-    tokenizer.quant_conv.weight[CHANNELS:] = 0
-    tokenizer.quant_conv.get_parameter("bias")[CHANNELS:] = -6
+    vae.quant_conv.weight[vae.latent_channels :] = 0
+    vae.quant_conv.get_parameter("bias")[vae.latent_channels :] = -6
 
 
 class Training:
-    """Tokenizer, discriminator, and what a continued run needs."""
+    """VAE, discriminator, and what a continued run needs."""
 
     def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
         self.args, self.device, self.step = args, device, 0
-        self.tokenizer = build().to(device)
-        initialize(self.tokenizer)
+        self.vae = build().to(device)
+        initialize(self.vae)
         self.discriminator = PatchDiscriminator().to(device)
-        self.ema = EMA(self.tokenizer, EMA_RATE)
+        self.ema = EMA(self.vae, EMA_RATE)
         self.optimizers = [
-            torch.optim.AdamW(self.tokenizer.parameters(), betas=(0.9, 0.99), weight_decay=0.01),
+            torch.optim.AdamW(self.vae.parameters(), betas=(0.9, 0.99), weight_decay=0.01),
             torch.optim.AdamW(self.discriminator.parameters(), betas=(0.5, 0.99), weight_decay=0.01),
         ]
         self.path = args.output / "training.pth"
@@ -101,7 +101,7 @@ class Training:
         """Collect what a checkpoint holds."""
         return {
             "step": self.step,
-            "tokenizer": self.tokenizer.state_dict(),
+            "vae": self.vae.state_dict(),
             "discriminator": self.discriminator.state_dict(),
             "ema": self.ema.average,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -117,7 +117,7 @@ class Training:
         """Go on from the checkpoint."""
         state = torch.load(self.path, map_location=self.device, weights_only=True)
         self.step = state["step"]
-        self.tokenizer.load_state_dict(state["tokenizer"])
+        self.vae.load_state_dict(state["vae"])
         self.discriminator.load_state_dict(state["discriminator"])
         self.ema.load(state["ema"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -128,15 +128,20 @@ class Training:
         """Learning rate of this step: a warm-up of 200 steps, then a half cosine down to 0."""
         return self.args.lr * min(self.step / 200, 0.5 + 0.5 * math.cos(math.pi * self.step / self.args.steps))
 
+    def autocast(self) -> torch.autocast:
+        """Compute in bfloat16, except on CPUs that lack it."""
+        has = self.device.type != "cpu" or has_bfloat16()
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=has)
+
     def advance(self, images: Tensor) -> dict[str, float]:
         """Take one step on images [B, 1, 32, 32]; return the losses."""
         for optimizer, share in zip(self.optimizers, (1, 0.5), strict=True):
             optimizer.param_groups[0]["lr"] = self.learning_rate() * share
-        with torch.autocast(self.device.type, torch.bfloat16):
-            moments = self.tokenizer.moments(images)
+        with self.autocast():
+            moments = self.vae.moments(images)
             mean, log_variance = moments.float().chunk(2, dim=1)
             latents = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
-            restored = self.tokenizer.decode(latents)
+            restored = self.vae.decode(latents)
         kl = kl_loss(moments.float())
         pixels = restored.detach().float().requires_grad_()
         error = pixel_loss(pixels, images)
@@ -144,14 +149,14 @@ class Training:
         losses = {"pixels": error.item(), "kl": kl.item()}
         if self.step >= self.args.adversarial_from * self.args.steps:
             # What the discriminator asks of a pixel is brought to a fixed share of what the pixel's error asks.
-            with torch.autocast(self.device.type, torch.bfloat16):
+            with self.autocast():
                 wish = -self.discriminator(pixels).float().mean()
             (asked,) = torch.autograd.grad(wish, pixels)
             gradient = gradient + asked * (self.args.adversarial * gradient.norm() / (asked.norm() + 1e-12))
             losses["discriminator"] = self.teach(images, pixels.detach())
         self.optimizers[0].zero_grad()
         torch.autograd.backward([restored, kl * self.args.kl_weight], [gradient.to(restored.dtype), None])
-        nn.utils.clip_grad_norm_(self.tokenizer.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(self.vae.parameters(), 1.0)
         self.optimizers[0].step()
         self.ema.update(self.step)
         self.step += 1
@@ -159,7 +164,7 @@ class Training:
 
     def teach(self, images: Tensor, restored: Tensor) -> float:
         """Take one step of the discriminator."""
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with self.autocast():
             real, fake = self.discriminator(torch.cat([images, restored])).float().chunk(2)
         loss = discriminator_loss(real, fake)
         self.optimizers[1].zero_grad()
@@ -179,39 +184,36 @@ def batches(images: Tensor, size: int, step: int, seed: int) -> Iterator[Tensor]
 
 
 @torch.no_grad()
-def center(tokenizer: AutoencoderKL, images: Tensor) -> None:
-    """Give the latents of images [N, 1, 32, 32] in [-1, 1] mean 0 per channel and, by `scale`, variance 1 over all."""
-    latents = torch.cat([tokenizer.encode(batch) for batch in images.split(500)]) / tokenizer.scale
-    mean = latents.mean((0, 2, 3))
-    tokenizer.quant_conv.get_parameter("bias")[:CHANNELS] -= mean
-    tokenizer.post_quant_conv.get_parameter("bias").add_(tokenizer.post_quant_conv.weight[:, :, 0, 0] @ mean)
-    tokenizer.scale = 1 / (latents - mean.view(1, -1, 1, 1)).std().item()
+def normalize(vae: AutoencoderKL, images: Tensor) -> None:
+    """Give the latents of images [N, 1, 32, 32] in [-1, 1] mean 0 per channel and variance 1 over all."""
+    latents = torch.cat([vae.encode(batch) for batch in images.split(500)])
+    mean, channels = latents.mean((0, 2, 3)), vae.latent_channels
+    std = (latents - mean.view(1, -1, 1, 1)).std()
+    encoding, decoding = vae.quant_conv, vae.post_quant_conv
+    decoding.get_parameter("bias").add_(decoding.weight[:, :, 0, 0] @ mean)
+    decoding.weight.mul_(std)
+    encoding.get_parameter("bias")[:channels] -= mean
+    for parameter in (encoding.weight, encoding.get_parameter("bias")):
+        parameter[:channels] /= std
+    encoding.get_parameter("bias")[channels:] -= 2 * std.log()
 
 
-def save_tokenizer(tokenizer: AutoencoderKL, folder: Path, measured: dict[str, float]) -> None:
-    """Write weights in float16, and sizes and numbers."""
-    with atomic_write(folder / "tokenizer.safetensors") as beside:
-        save_file({name: value.half() for name, value in tokenizer.state_dict().items()}, beside)
-    sizes = {"latent_channels": CHANNELS, "widths": WIDTHS, "blocks": BLOCKS, "image_channels": 1}
-    write_json(folder / "tokenizer.json", {**sizes, "scale": tokenizer.scale, "measured": measured})
-
-
-def load_tokenizer(folder: Path) -> AutoencoderKL:
-    """Load what `save_tokenizer` wrote, in float32."""
-    tokenizer = build(json.loads((folder / "tokenizer.json").read_text())["scale"])
-    tokenizer.load_state_dict(load_file(folder / "tokenizer.safetensors"))
-    return tokenizer.eval()
+def load_exported(path: Path) -> AutoencoderKL:
+    """Load the weights that `export` wrote, in float32."""
+    vae = build()
+    load_into(vae, open_checkpoint(path), path)
+    return vae.eval()
 
 
 @torch.no_grad()
-def restore(tokenizer: AutoencoderKL, images: Tensor, noise: float = 0.0) -> Tensor:
+def restore(vae: AutoencoderKL, images: Tensor, noise: float = 0.0) -> Tensor:
     """Encode and decode uint8 [N, H, W], with Gaussian noise of that deviation on the latents of unit variance."""
     generator = torch.Generator().manual_seed(0)
     parts = []
     for batch in images.split(100):
-        latents = tokenizer.encode(to_signed(batch)[:, None])
+        latents = vae.encode(to_signed(batch)[:, None])
         latents = latents + noise * torch.randn(latents.shape, generator=generator)
-        parts.append(to_uint8(tokenizer.decode(latents))[:, 0])
+        parts.append(to_uint8(vae.decode(latents))[:, 0])
     return torch.cat(parts)
 
 
@@ -222,27 +224,28 @@ def distance(images: Tensor, extractor: str) -> float:
 
 
 def export(training: Training, images: Tensor, test_images: Tensor) -> dict[str, float]:
-    """Write the averaged tokenizer, what it does to test images, and a picture of 48 of them above restored ones."""
+    """Write the averaged weights in float16, what they do to test images, and a picture of 48 above restored ones."""
     folder, ended = training.args.output, training.step == training.args.steps
     training.ema.swap()
-    tokenizer = build()
-    tokenizer.load_state_dict(training.tokenizer.state_dict())
+    vae = build()
+    vae.load_state_dict(training.vae.state_dict())
     training.ema.swap()
-    center(tokenizer, to_signed(images[:5000])[:, None])
-    save_tokenizer(tokenizer, folder, {})
-    tokenizer = load_tokenizer(folder)  # as rounded to float16
-    restored, noisy = (restore(tokenizer, test_images, noise) for noise in (0.0, 0.1))
+    normalize(vae, to_signed(images[:5000])[:, None])
+    path = folder / "fashion_vae.safetensors"
+    save_weights({name: value.half() for name, value in vae.state_dict().items()}, path)
+    vae = load_exported(path)  # as rounded
+    restored, noisy = (restore(vae, test_images, noise) for noise in (0.0, 0.1))
     with torch.no_grad():
-        log_variance = tokenizer.moments(to_signed(test_images[:500])[:, None]).chunk(2, dim=1)[1]
-    measured = {
+        log_variance = vae.moments(to_signed(test_images[:500])[:, None]).chunk(2, dim=1)[1]
+    measured: dict[str, float] = {
         "step": training.step,
         "mean error of 255": (restored.float() - test_images.float()).abs().mean().item(),
-        "mean deviation of the posterior": (0.5 * log_variance).exp().mean().item() * tokenizer.scale,
+        "mean deviation of the posterior": (0.5 * log_variance).exp().mean().item(),
     }
     for space in SPACES if ended else SPACES[:1]:
         measured[f"{space} distance"] = distance(restored, space)
         measured[f"{space} distance with noise of 0.1 on latents"] = distance(noisy, space)
-    save_tokenizer(tokenizer, folder, measured)
+    write_json(folder / "measured.json", measured)
     rows = [part for i in range(0, 48, 12) for part in (test_images[i : i + 12], restored[i : i + 12])]
     with atomic_write(folder / f"step{training.step:06d}.png") as beside:
         image_grid(torch.cat(rows), 12, scale=4).save(beside)
@@ -252,9 +255,9 @@ def export(training: Training, images: Tensor, test_images: Tensor) -> dict[str,
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("tokenizer"), help="folder of weights, state and pictures")
+    parser.add_argument("--output", type=Path, default=Path("fashion_vae"), help="folder to write")
     parser.add_argument("--data_path", default=None, help="folder of Fashion-MNIST's files")
-    parser.add_argument("--steps", type=int, default=14000, help="of the whole training")
+    parser.add_argument("--steps", type=int, default=5000, help="of the whole training")
     parser.add_argument("--batch_size", type=int, default=32, help="images per step")
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--kl_weight", type=float, default=1e-2, help="of the divergence per latent number")

@@ -1,4 +1,4 @@
-"""The training of the bundled models' tokenizer, in a few steps on a few images."""
+"""The training of the bundled models' VAE, in a few steps on a few images."""
 
 import json
 
@@ -6,14 +6,14 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.making_of import tokenizer as making
-from disa.data.fashion import fashion_mnist
+from benchmarks.making_of import vae as making
 from disa.data.transforms import to_signed
+from tests.conftest import load_reference
 
 
 @pytest.fixture
 def few(monkeypatch):
-    images = fashion_mnist(False)[0][:64]
+    images = load_reference("fashion_test_60.npz")["images"]
     monkeypatch.setattr(making, "fashion_mnist", lambda *_: (images, None))
     monkeypatch.setattr(making, "SPACES", making.SPACES[:1])
     return images
@@ -54,17 +54,22 @@ def test_batches_continue_where_they_stopped():
 
 
 @torch.no_grad()
-def test_centering_changes_latents_but_no_image(few):
+def test_normalizing_changes_latents_but_no_image(few):
     torch.manual_seed(0)
-    tokenizer, images = making.build(), to_signed(few)[:, None]
-    making.initialize(tokenizer)
-    tokenizer.quant_conv.bias.uniform_(-2, 2)
-    before = tokenizer.decode(tokenizer.encode(images))
-    making.center(tokenizer, images)
-    latents = tokenizer.encode(images)
+    vae, images = making.build(), to_signed(few)[:, None]
+    making.initialize(vae)
+    vae.quant_conv.bias.uniform_(-2, 2)
+    before, moments = vae.decode(vae.encode(images)), vae.moments(images)
+    making.normalize(vae, images)
+    latents = vae.encode(images)
     assert latents.mean((0, 2, 3)).abs().max() < 1e-5
     assert latents.std().item() == pytest.approx(1, rel=1e-4)
-    assert torch.allclose(tokenizer.decode(latents), before, atol=1e-4)
+    assert torch.allclose(vae.decode(latents), before, atol=1e-4)
+    # The posterior's deviation, in units of the mean's, is what it was.
+    spread = moments.chunk(2, dim=1)[0]
+    std = (spread - spread.mean((0, 2, 3), keepdim=True)).std()
+    log_variances = (one.chunk(2, dim=1)[1] for one in (vae.moments(images), moments))
+    assert torch.allclose(next(log_variances) + 2 * std.log(), next(log_variances), atol=1e-4)
 
 
 def test_it_learns_and_asks_the_discriminator_late(few, tmp_path):
@@ -97,17 +102,17 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, monkeypa
     making.main(arguments(tmp_path / "parts"))
     whole, parts = (torch.load(tmp_path / name / "training.pth", weights_only=True) for name in ("whole", "parts"))
     assert whole["step"] == parts["step"] == 5
-    for key in ("tokenizer", "discriminator", "ema"):
+    for key in ("vae", "discriminator", "ema"):
         assert all(torch.equal(whole[key][name], parts[key][name]) for name in whole[key])
-    told = json.loads((tmp_path / "whole" / "tokenizer.json").read_text())
-    assert told["measured"]["fashion-classifier distance"] > 10
+    told = json.loads((tmp_path / "whole" / "measured.json").read_text())
+    assert told["fashion-classifier distance"] > 10
     assert Image.open(tmp_path / "whole" / "step000005.png").size == (12 * 130 - 2, 8 * 130 - 2)
-    loaded = making.load_tokenizer(tmp_path / "whole")
-    assert loaded.scale == told["scale"]
-    assert (tmp_path / "whole" / "tokenizer.safetensors").stat().st_size < 1.5e6
+    path = tmp_path / "whole" / "fashion_vae.safetensors"
+    assert making.load_exported(path).scale == 1
+    assert path.stat().st_size < 1.5e6
 
 
 @pytest.mark.usefixtures("few")
 def test_a_batch_beyond_the_data_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="batch_size is 65; there are 64 images"):
-        making.main(arguments(tmp_path, batch_size=65))
+    with pytest.raises(ValueError, match="batch_size is 61; there are 60 images"):
+        making.main(arguments(tmp_path, batch_size=61))
