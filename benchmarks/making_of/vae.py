@@ -1,4 +1,4 @@
-"""Train the VAE of the bundled Fashion-MNIST models: `python -m benchmarks.making_of.vae`.
+"""Train `fashion_vae`, the VAE of small grey images: `python -m benchmarks.making_of.vae`.
 
 Run the same command again to continue after an interruption.
 """
@@ -130,8 +130,8 @@ class Training:
 
     def autocast(self) -> torch.autocast:
         """Compute in bfloat16, except on CPUs that lack it."""
-        has = self.device.type != "cpu" or has_bfloat16()
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=has)
+        enabled = self.device.type != "cpu" or has_bfloat16()
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
     def advance(self, images: Tensor) -> dict[str, float]:
         """Take one step on images [B, 1, 32, 32]; return the losses."""

@@ -204,8 +204,10 @@ def load_model(
         model = build_model(name, **overrides)
     assert path is not None  # `build_model` refused the name
     state = open_checkpoint(path, weights)
-    given: nn.Module | None = load_vae(vae) if vae is not None else None
-    if isinstance(model, Harmon) and MODELS[name].bundled:
+    given: nn.Module | None = None
+    if vae is not None:
+        given = load_vae(vae)
+    elif isinstance(model, Harmon) and MODELS[name].bundled:
         given = load_bundled_vae(name)
     if given is not None:
         state = {**state, **{f"vae.{key}": value for key, value in given.state_dict().items()}}

@@ -7,9 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-import disa.evaluation.run
 from disa import Guidance, StepSchedule, load_model
-from disa.annealing import AnnealedModel
 from disa.evaluation.plan import plan_metrics
 from disa.evaluation.results import Results, Scores
 from disa.evaluation.run import evaluate
@@ -115,18 +113,6 @@ def evaluate_as_before(folder):
     return found, getattr(generator, "asked", [])
 
 
-@pytest.fixture
-def weights_of_before(monkeypatch):
-    """The bundled weights are others since: let them pass for those of `BEFORE`."""
-    made = Results.read(BEFORE / "results.json").settings
-
-    def fingerprint(network, *_):
-        return made["weights" if isinstance(network, AnnealedModel) else "tokenizer"]
-
-    monkeypatch.setattr(disa.evaluation.run, "fingerprint", fingerprint)
-
-
-@pytest.mark.usefixtures("weights_of_before")
 def test_results_of_before_are_read_and_not_measured_again(tmp_path):
     shutil.copy(BEFORE / "results.json", tmp_path)
     found, generated = evaluate_as_before(tmp_path)
@@ -137,18 +123,15 @@ def test_results_of_before_are_read_and_not_measured_again(tmp_path):
     assert found.scores("fashion-classifier").fid == 217.04953235164493
 
 
-@pytest.mark.usefixtures("weights_of_before")
-def test_a_killed_evaluation_of_before_goes_on(tmp_path):
+def test_a_killed_evaluation_of_before_goes_on_and_ends_with_the_undisturbed_numbers(tmp_path):
     shutil.copytree(BEFORE / "killed", tmp_path / "run")
     found, generated = evaluate_as_before(tmp_path / "run")
     assert generated == list(range(16, 24))
     undisturbed = Results.read(BEFORE / "results.json")
     assert (found.settings, found.measures) == (undisturbed.settings, undisturbed.measures)
     (scores,), (expected,) = found.metrics, undisturbed.metrics
-    # The last third of the images is of other weights.
-    assert 0.5 < scores.fid / expected.fid < 2
-    assert abs(scores.label_accuracy - expected.label_accuracy) <= 8 / 24
-    assert scores.images == expected.images == 24
+    assert scores.fid == pytest.approx(expected.fid, rel=1e-4)  # on another machine, a pixel may differ by one
+    assert replace(scores, fid=None) == replace(expected, fid=None)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["results.json", "samples.png"]
 
 
