@@ -19,8 +19,8 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from benchmarks.settings import compared
 from disa import load_model
-from disa.commands.demo import NAMES
 from disa.commands.flags import HelpFormatter
 from disa.data.captions import grammar_prompts
 from disa.data.fashion import FASHION_CLASSES, fashion_mnist
@@ -32,7 +32,6 @@ from disa.generation.images import image_grid
 from disa.models.harmon import Harmon
 from disa.runtime.devices import describe_device, resolve_device, synchronize
 from disa.runtime.files import atomic_write, write_json
-from disa.tables.recipes import bundled_settings
 from disa.tables.report import column, decimals, percent, table, times
 
 COLUMNS = (
@@ -104,8 +103,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     assert isinstance(model, Harmon)
     shape = (model.mar.grid, model.mar.grid)
     generators = {
-        NAMES[row]: PromptGenerator(model, prompts, sampling, device, image_shape=shape)
-        for row, sampling in bundled_settings("harmon_fashion").items()
+        name: PromptGenerator(model, prompts, recipe.sampling, device, image_shape=shape)
+        for name, recipe in compared("harmon_fashion").items()
     }
     images: dict[str, list[torch.Tensor]] = {name: [] for name in generators}
     seconds: dict[str, list[float]] = {name: [] for name in generators}
@@ -146,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         {"text_to_image": rows, "naming": naming, "device": describe_device(device), "versions": versions()},
     )
     args.pictures.mkdir(parents=True, exist_ok=True)
-    write_picture(args.pictures / "harmon_fashion_samples.png", prompts, generated)
+    write_picture(args.pictures / "harmon_fashion_prompts.png", prompts, generated)
     print(text)
 
 

@@ -1,9 +1,9 @@
 """Quality of a bundled model with and without diffusion step annealing, on 10,000 images per setting.
 
-The demo's settings in both feature spaces, whether their differences exceed the noise, how far real images are
-from real images, and, with fewer images, fixed counts from low to full and other solvers. Run from the repository's
-root; an interrupted run goes on where it stopped: `torchrun --standalone --nproc_per_node=2 -m benchmarks.quality
---model mar_fashion --results benchmarks/results --pictures assets`.
+The settings of the table `bundled_beyond` in both feature spaces, whether their differences exceed the noise, how far
+real images are from real images, and, with fewer images, fixed counts from low to full and other solvers. Run from the
+repository's root; an interrupted run goes on where it stopped: `torchrun --standalone --nproc_per_node=2 -m
+benchmarks.quality --model mar_fashion --results benchmarks/results --pictures assets`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks.features import Features, extract_features, measure, statistics_of
+from benchmarks.launches import wrap
+from benchmarks.settings import ROWS, compared
 from disa import StepSchedule
-from disa.commands.demo import COLUMNS, NAMES, bundled_recipes
+from disa.commands.demo import COLUMNS, NAMES
 from disa.commands.flags import HelpFormatter
 from disa.data.fashion import fashion_mnist
 from disa.evaluation.metrics import Images, Statistics, frechet_distance
@@ -41,7 +43,12 @@ from disa.tables.show import Row, RowColumn, verdict
 SPACES = ("efficientnet-lite0", "fashion-classifier")
 FOLDS = 5
 # Fixed counts besides those of the demo's settings.
-CURVES = {"mar_fashion": (3, 5, 16, 30), "flowar_fashion": (2, 6, 8, 12), "xar_fashion": (3, 4, 8, 12)}
+CURVES = {
+    "mar_fashion": (3, 5, 16, 30),
+    "flowar_fashion": (2, 6, 8, 12),
+    "xar_fashion": (3, 4, 8, 12),
+    "harmon_fashion": (3, 5, 16, 30),
+}
 
 
 def named(recipe: Recipe, name: str, **changes: Any) -> Recipe:
@@ -69,9 +76,10 @@ def variants(disa: Recipe) -> list[Recipe]:
             named(disa, f"DiSA, heun {halved.upper} → {halved.lower}", sampler="heun", schedule=halved),
             named(disa, f"DiSA, {other}", sampler=other),
         ]
+    # Less noise than it was trained with costs variety and gains in likeness.
+    temperature = 1.0 if disa.sampling.temperature < 1 else 0.9
     return [
-        # What the model can do: less noise than it was trained with costs variety and gains more in likeness.
-        named(disa, "DiSA, temperature 0.9", temperature=0.9),
+        named(disa, f"DiSA, temperature {temperature:g}", temperature=temperature),
         named(disa, f"{upper} everywhere, not clipped (default)", sampler="default", schedule=constant(upper)),
     ]
 
@@ -114,7 +122,7 @@ def real_floor(extractor: str, folder: Path, device: torch.device) -> float:
 
 
 def spread(all_features: Mapping[str, Features], labels: torch.Tensor, reference: Statistics) -> list[dict[str, Any]]:
-    """Differences from DiSA over disjoint folds of the same image seeds: their mean and its standard error."""
+    """Differences of settings over disjoint folds of the same image seeds: their mean and its standard error."""
     count = len(labels) // FOLDS
     folds = [slice(i * count, (i + 1) * count) for i in range(FOLDS)]
     distances = {
@@ -122,21 +130,19 @@ def spread(all_features: Mapping[str, Features], labels: torch.Tensor, reference
         for name, features in all_features.items()
     }
     rows = []
-    for name in all_features:
-        if name == "DiSA":
-            continue
-        differences = [other - disa for other, disa in zip(distances[name], distances["DiSA"], strict=True)]
-        error = statistics.stdev(differences) / FOLDS**0.5
-        rows.append(
-            {
-                "setting": f"{name} minus DiSA",
-                "images": count,
-                "difference": statistics.mean(differences),
-                "error": error,
-                "verdict": verdict(statistics.mean(differences), error),
-            }
-        )
+    for one, other in pairs(list(all_features)):
+        differences = [mine - its for mine, its in zip(distances[one], distances[other], strict=True)]
+        mean, error = statistics.mean(differences), statistics.stdev(differences) / FOLDS**0.5
+        rows.append({"setting": f"{one} minus {other}", "images": count, "difference": mean, "error": error})
+        rows[-1]["verdict"] = verdict(mean, error)
     return rows
+
+
+def pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Settings to compare: each with the full count, with DiSA, and calibrated with constant counts."""
+    others = [(name, other) for other in (ROWS["full"], ROWS["disa"]) for name in names[names.index(other) + 1 :]]
+    calibrated = ROWS["calibrated"], ROWS["constant"]
+    return others + [calibrated] * set(names).issuperset(calibrated)
 
 
 def ratios(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -185,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--model", default="mar_fashion", choices=CURVES, metavar="NAME", help=f"one of {', '.join(CURVES)}"
     )
     parser.add_argument("--out", type=Path, default=Path("out/quality"), help="folder of the images")
-    parser.add_argument("--num_images", type=int, default=10000, help="images of each of the demo's settings")
+    parser.add_argument("--num_images", type=int, default=10000, help="images of each of these settings")
     parser.add_argument(
         "--curve_images", type=int, default=2000, help="images of the other settings; 0 leaves them out"
     )
@@ -207,11 +213,11 @@ def run_all(args: argparse.Namespace, device: torch.device) -> None:
     spaces = args.features
     references = {space: Statistics.load(BUNDLED / f"fashion_test_{space}.npz") for space in spaces}
     few = min(args.curve_images, args.num_images)
-    recipes = bundled_recipes()[args.model]
-    shown = {NAMES[one.row]: dataclasses.replace(one, row=NAMES[one.row]) for one in recipes}
+    recipes = compared(args.model)
+    shown = {name: dataclasses.replace(one, row=name, num_images=args.num_images) for name, one in recipes.items()}
     others = [*curve(shown["DiSA"]), *variants(shown["DiSA"])] if few else []
     asked = {**shown, **{one.row: one for one in others}}
-    make = load(recipes[0], device, DTYPES[args.dtype])
+    make = load(shown["DiSA"], device, DTYPES[args.dtype])
     labels = make(shown["DiSA"]).labels(range(args.num_images))
     assert labels is not None
     results: dict[str, Results] = {}
@@ -254,7 +260,8 @@ def run_all(args: argparse.Namespace, device: torch.device) -> None:
     write_results(args, results["DiSA"], main_rows, all_rows, differences, floors)
     write_pictures(args, shown)
     if few:
-        write_quality_picture(args, all_rows, floors, list(shown), [one.row for one in curve(shown["DiSA"])])
+        names = [*NAMES.values(), ROWS["fastest"]]
+        write_quality_picture(args, all_rows, floors, names, [one.row for one in curve(shown["DiSA"])])
 
 
 def image_folder(args: argparse.Namespace, recipe: Recipe) -> Path:
@@ -274,13 +281,16 @@ def write_results(
     shares = ratios([record(row) for row in main_rows])
     real = [f"- {space}: {floor:.2f} between halves of the test images, 5,000 each" for space, floor in floors.items()]
     parts = [
-        f"Written by `benchmarks/quality.py --model {args.model}` on {result.device}, {result.ranks} ranks, "
-        f"{args.dtype}, torch {result.versions['torch']}. Fréchet distances are to the 10,000 test images of "
-        "Fashion-MNIST; lower is better.",
+        wrap(
+            f"Written by `python -m benchmarks.quality --model {args.model}` on {result.device}, {result.ranks} ranks, "
+            f"{args.dtype}, torch {result.versions['torch']}. Fréchet distances are to the 10,000 test images of "
+            "Fashion-MNIST; lower is better. NFE: network function evaluations per image."
+        ),
         f"## {args.num_images:,} images, the same image seeds",
         table(main_rows, SCORES),
         table(shares, RATIOS),
         "## Beyond the noise?",
+        "Below 0 the first is better.",
         table(differences, DIFFERENCES),
         "## Real images against real images",
         "\n".join(real),
@@ -311,18 +321,23 @@ def write_results(
 def write_pictures(args: argparse.Namespace, recipes: Mapping[str, Recipe]) -> None:
     """The step schedules, and samples of each setting side by side."""
     args.pictures.mkdir(parents=True, exist_ok=True)
-    figure = plot_step_schedules({name: recipe.nfe_per_step for name, recipe in recipes.items()})
+    counts = {name: recipe.nfe_per_step for name, recipe in recipes.items()}
+    figure = plot_step_schedules(
+        {name: counts[name] for name in (*NAMES.values(), ROWS["calibrated"]) if name in counts}
+    )
     with atomic_write(args.pictures / f"{args.model}_step_schedules.png") as beside:
         figure.savefig(beside, dpi=160)
-    columns, lines = 10, 6
-    figure = Figure(figsize=(13, 3.1), layout="constrained")
-    for axes, (name, recipe) in zip(figure.subplots(1, len(recipes)), recipes.items(), strict=True):
+    columns, lines, panels = 10, 6, -(-len(recipes) // 4)
+    figure = Figure(figsize=(13, 2.4 * panels), layout="constrained")
+    every = figure.subplots(panels, 4, squeeze=False).ravel()
+    for axes in every:
+        axes.set_axis_off()
+    for axes, (name, recipe) in zip(every, recipes.items(), strict=False):
         count = min(columns * lines, args.num_images)
         paths = [image_path(image_folder(args, recipe) / "images", image_id) for image_id in range(count)]
         images = torch.stack([torch.from_numpy(np.array(Image.open(path))) for path in paths])
         axes.imshow(image_grid(images, columns=columns))
         axes.set_title(f"{name}: NFE {recipe.nfe:,}", fontsize=11)
-        axes.set_axis_off()
     with atomic_write(args.pictures / f"{args.model}_samples.png") as beside:
         figure.savefig(beside, dpi=160)
 

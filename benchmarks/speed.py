@@ -1,7 +1,7 @@
 """How long a batch takes on the CPU: with and without diffusion step annealing, or at two commits of this repository.
 
-The settings of the demo, or the commits, take turns, so that whatever else the machine does affects them alike; medians
-are printed. Run from the repository's root:
+The settings of the table `bundled_beyond`, or the commits, take turns, so that whatever else the machine does affects
+them alike; medians are printed. Run from the repository's root:
 `python -m benchmarks.speed --model mar_fashion --out benchmarks/results/speed_mar_fashion.md` or
 `python -m benchmarks.speed --against a064af6 --model mar_base --dtype bfloat16`.
 """
@@ -27,16 +27,18 @@ from tqdm import tqdm
 from benchmarks.checkouts import ROOT, worktree
 from benchmarks.generations import SIDES, product_rate
 from benchmarks.launches import count, find_recipe, models, wrap
-from disa import ImageNoise, load_model
-from disa.commands.demo import NAMES, bundled_recipes
+from benchmarks.settings import compared
+from disa import load_model
 from disa.commands.flags import HelpFormatter
 from disa.evaluation.run import versions
-from disa.generation.generators import Sampling, image_seed
+from disa.generation.generators import Generator, LabelGenerator
 from disa.models.flowar import FlowAR
 from disa.models.mar import MAR
 from disa.runtime.devices import DTYPES, describe_device, resolve_device
 from disa.runtime.timing import Stopwatch
+from disa.tables.recipes import Recipe
 from disa.tables.report import column, decimals, percent, table, times, write_text
+from disa.weights.load import load_bundled_vae
 
 PARTS = ("backbone", "head", "noise")
 COLUMNS = (
@@ -73,25 +75,18 @@ def timed(clock: Stopwatch, part: str) -> Callable[[Callable[..., Any]], Callabl
     return wrap
 
 
-def time_batch(
-    model: Any, sampling: Sampling, batch: int, device: torch.device, clock: Stopwatch | None = None
-) -> dict[str, float]:
-    """Time one batch in seconds: the whole, the noise, and the model's parts that `clock` is wrapped around."""
-    noise = ImageNoise([image_seed(sampling.seed, image_id) for image_id in range(batch)], device)
+def time_batch(generator: Generator, batch: int, clock: Stopwatch | None = None) -> dict[str, float]:
+    """Time one batch in seconds: the whole, decoding not included, and the parts that `clock` is wrapped around."""
+    noise = generator.noise(range(batch))
     if clock is not None:
         clock.seconds.clear()
         wrap = timed(clock, "noise")
         noise.normal, noise.orders = wrap(noise.normal), wrap(noise.orders)  # type: ignore[method-assign]
-    whole = Stopwatch(device)
-    with whole("seconds"):
-        model.generate(
-            torch.arange(batch, device=device) % model.num_classes,
-            **sampling.steps,
-            guidance=sampling.guidance,
-            temperature=sampling.temperature,
-            noise=noise,
-        )
-    return {**whole.seconds, **({part: clock.seconds[part] for part in PARTS} if clock else {})}
+    generator.noise = lambda _: noise  # type: ignore[assignment, method-assign]
+    generator.clock.seconds.clear()
+    generator(range(batch))
+    whole = {"seconds": generator.clock.seconds["generation"]}
+    return {**whole, **({part: clock.seconds[part] for part in PARTS} if clock else {})}
 
 
 def instrument(model: Any, clock: Stopwatch) -> None:
@@ -201,20 +196,24 @@ def by_setting(args: argparse.Namespace) -> str:
     """Compare a model's settings, and the parts of each, as Markdown."""
     device, (model,) = resolve_device(args.device), args.model
     batch = args.batch_size or 64
-    settings = {NAMES[recipe.row]: recipe for recipe in bundled_recipes()[model]}
+    settings = compared(model)
+    clock, vae = Stopwatch(device), load_bundled_vae(model).to(device)
     plain, opened = (load_model(model).to(device) for _ in range(2))
-    clock = Stopwatch(device)
     instrument(opened, clock)
+
+    def generator(of: Any, recipe: Recipe) -> Generator:  # Any: any family's model
+        return LabelGenerator(of, vae, recipe.sampling, device)
+
     whole: dict[str, list[dict[str, float]]] = {name: [] for name in settings}
     split: dict[str, list[dict[str, float]]] = {name: [] for name in settings}
     with tqdm(total=2 * args.rounds * len(settings) + len(settings), unit="batch") as bar:
         for turn in range(args.rounds + 1):  # the first one warms up
             for name, recipe in settings.items():
                 bar.set_postfix_str(name)
-                whole[name].append(time_batch(plain, recipe.sampling, batch, device))
+                whole[name].append(time_batch(generator(plain, recipe), batch))
                 bar.update()
                 if turn:
-                    split[name].append(time_batch(opened, recipe.sampling, batch, device, clock))
+                    split[name].append(time_batch(generator(opened, recipe), batch, clock))
                     bar.update()
     rows: list[dict[str, Any]] = []
     for name, recipe in settings.items():
@@ -235,7 +234,7 @@ def by_setting(args: argparse.Namespace) -> str:
     text = (
         f"`{model}`, batches of {batch}, medians of {args.rounds} rounds; {machine}. NFE: network function evaluations"
     )
-    return f"{wrap(f'{text} per image.')}\n\n{table(rows, COLUMNS)}\n"
+    return f"{wrap(f'{text} per image. Decoding is not included.')}\n\n{table(rows, COLUMNS)}\n"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -120,9 +120,9 @@ class StepSchedule:
         wrong = {name: value for name, value in settings.items() if value not in self.made_for.get(name, [value])}
         if wrong:
             said = "; ".join(f"{k} {' or '.join(map(str, self.made_for[k]))}, not {v}" for k, v in wrong.items())
-            force = "" if "sampler" in wrong else f", or give {FORCE}{self.file}"
+            other = "choose that sampler" if "sampler" in wrong else f"give {FORCE}{self.file}"
             raise ValueError(
-                f"the step schedule {self.file} was made for {said}; make another with `disa calibrate`{force}"
+                f"the step schedule {self.file} was made for {said}; {other}, or make another with `disa calibrate`"
             )
 
     def steps(self, ar_step: int, ar_steps: int) -> int:

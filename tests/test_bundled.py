@@ -12,7 +12,8 @@ from disa.generation.generators import LabelGenerator, PromptGenerator
 from disa.models import MODELS
 from disa.models.vae import build_vae
 from disa.runtime.files import BUNDLED
-from disa.tables.recipes import bundled_settings
+from disa.tables.measure import load
+from disa.tables.recipes import bundled_settings, choose, load_tables
 from disa.weights.load import load_bundled_vae, load_into, load_model
 from tests.conftest import load_reference
 
@@ -44,6 +45,14 @@ def test_images_show_what_is_asked_for(name):
     generator = LabelGenerator(load_model(name), load_bundled_vae(name), sampling, torch.device("cpu"))
     # At least 85 % of many images; of 60 only a broken model shows fewer than this.
     assert (classes_seen(generator(ids)) == generator.labels(ids)).float().mean() >= 0.75
+
+
+@pytest.mark.parametrize("path", sorted(BUNDLED.glob("*_schedule.json")), ids=lambda path: path.stem)
+def test_step_schedules_are_for_the_weights_beside_them(path):
+    name = path.stem.removesuffix("_schedule")
+    (table,) = choose(load_tables(), [f"bundled_beyond/{name}-calibrated"])
+    (recipe,) = table.shown
+    assert load(recipe, torch.device("cpu"), torch.float32)(recipe).nfe == recipe.nfe  # or a ValueError
 
 
 def classes_seen(images):

@@ -104,7 +104,7 @@ def test_the_process_answers_with_seconds_and_latents(tmp_path):
     about, *answers = map(json.loads, ended.stdout.splitlines())
     assert Path(about["disa"]).is_relative_to(ROOT)
     assert [answer["seconds"] > 0 for answer in answers] == [True, True]
-    assert torch.load(tmp_path / "latents.pt", weights_only=True).shape == (2, 16, 8, 8)
+    assert torch.load(tmp_path / "latents.pt", weights_only=True).shape == (2, 8, 8, 8)
 
 
 @pytest.mark.slow

@@ -88,7 +88,7 @@ print(disa.__version__, *latents.shape, disa.__file__, *sorted({"scipy", "matplo
 """
     version, *shape, place = run(core, "-c", program, cwd=tmp_path).stdout.split()
     assert version == metadata.version("disa")
-    assert shape == ["2", "16", "8", "8"]
+    assert shape == ["2", "8", "8", "8"]
     assert Path(place).is_relative_to(core.parents[1])
     assert (Path(place).parent / "py.typed").is_file()
 

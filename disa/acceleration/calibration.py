@@ -26,7 +26,7 @@ from .allocation import decreasing, shortest_path
 
 IMAGES = 8  # different ones in a generation
 TOKENS = 2  # conditions that an image counts for at an AR step, at most: its tokens are alike
-KINDS = ("own", "path")  # the times that the solver or the model chooses; those of the shortest path
+KINDS = ("own", "path")  # the times that the solver or the model chooses; those of the shortest path, too
 
 
 @dataclass
@@ -36,7 +36,7 @@ class StepDistances:
     Attributes:
         tokens: how many it samples.
         seconds: of one evaluation for one image.
-        distances: D of all counts at the `KINDS` of times, of each generation [images, kinds, counts].
+        distances: D of all counts at each kind of times, of each generation [images, kinds, counts].
         deviations: of one step from each time of the reference to each later one and the data, [times + 1, times + 1].
     """
 
@@ -72,6 +72,7 @@ class Calibration:
         copies: how often each image is in a generation.
         draws: samples per condition, rounded up to a multiple of `copies`.
         seed: of these samples.
+        kinds: of times to compare, the first of `KINDS` or both.
 
     Attributes:
         steps: what is known of each AR step, once something is.
@@ -87,7 +88,9 @@ class Calibration:
         copies: int = 16,
         draws: int = 32,
         seed: int = 1,
+        kinds: Sequence[str] = KINDS[:1],
     ) -> None:
+        self.kinds = tuple(kinds)
         self.model, self.solver, self.counts, self.copies = model, get_solver(model.solvers, sampler), counts, copies
         self.rounds, self.steps = -(-draws // copies), list[StepDistances]()
         choose = self.solver.times or model.flow_times
@@ -156,8 +159,8 @@ class Calibration:
         times = path if self.is_flow else path[:-1]
         return tuple(times if self.reference[0] > self.reference[-1] else times[::-1])
 
-    def distances(self, count: int, kinds: Sequence[str] = KINDS) -> tuple[np.ndarray, list[list[str]]]:
-        """Interpolate D to all counts from 1 to `count`, at those `kinds` of times that are better.
+    def distances(self, count: int, kinds: Sequence[str] | None = None) -> tuple[np.ndarray, list[list[str]]]:
+        """Interpolate D to all counts from 1 to `count`, at those `kinds` of times (all) that are better.
 
         Between measured counts D is linear in 1/n², of n steps taken; where noise makes it rise, it is made flat.
 
@@ -167,9 +170,9 @@ class Calibration:
         wanted, known = (
             np.array([-(self.length(k) ** -2.0) for k in counts]) for counts in (range(1, count + 1), self.counts)
         )
-        values, better = [], []
+        kinds, values, better = kinds or self.kinds, [], []
         for step in self.steps:
-            of_kind = dict(zip(KINDS, step.mean, strict=True))
+            of_kind = dict(zip(self.kinds, step.mean, strict=True))
             every = np.stack([np.interp(wanted, known, decreasing(of_kind[kind])) for kind in kinds])
             values.append(every.min(0))
             better.append([kinds[i] for i in every.argmin(0)])
@@ -190,7 +193,7 @@ class Calibration:
             found = self.solver.solve(network, noise, times, temperature)
             return found.float().unflatten(0, (IMAGES, self.copies)).transpose(1, 2)  # [images, tokens, copies, C]
 
-        if compare and known.deviations is None:
+        if compare and "path" in self.kinds and known.deviations is None:
             points = sorted(self.reference, reverse=True)
             known.deviations = path_deviations(network, draw()[0], points[: len(points) - self.is_flow])
         sets: list[list[Tensor]] = []
@@ -201,14 +204,14 @@ class Calibration:
             sets.append([solve(noise, self.reference)])
             synchronize(device)
             known.seconds = (time.perf_counter() - start) / self.solver.evaluations(self.reference) / rows
-            for kind in KINDS if compare else ():
+            for kind in self.kinds if compare else ():
                 for count in self.counts:
                     times = self.times(step, count, kind)
                     sets[-1].append(solve(self._coarsen(noise, times), times))
         full, *others = (torch.cat(parts, dim=2) for parts in zip(*sets, strict=True))
         if compare:
             distances = torch.stack([energy_distance(one, full).mean(1) for one in others], dim=1).cpu()
-            known.distances.append(distances.unflatten(1, (len(KINDS), -1)))
+            known.distances.append(distances.unflatten(1, (len(self.kinds), -1)))
         return full[:, :, :1].expand(-1, -1, self.copies, -1).transpose(1, 2).flatten(0, 1)
 
     def _coarsen(self, noise: Tensor, times: Times) -> Tensor:

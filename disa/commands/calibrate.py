@@ -58,6 +58,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     either.add_argument("--quality", type=float, metavar="EPS", help=text)
     text = "evaluations, which cost the same at all AR steps; or seconds as measured here, which grow with their tokens"
     group.add_argument("--cost", choices=("evaluations", "seconds"), default="evaluations", help=text)
+    text = "the solver's own, or those of a shortest path over a fine grid (GITS) wherever D is lower there"
+    group.add_argument("--times", choices=KINDS, default="own", help=text)
     group = parser.add_argument_group("measuring")
     value(group, "--max_steps", 32, "the most diffusion steps of an AR step; they are compared with twice as many")
     value(group, "--conditions", 64, "conditions at each AR step, at least; an image counts for two at the most")
@@ -90,7 +92,8 @@ def main(args: argparse.Namespace) -> int:
     }
     calibration = measure(args, make_generator(model, recipe, device))
     chosen = choose(args, calibration)
-    asked = {"cost": args.cost, **({"quality": args.quality} if args.quality is not None else {"budget": args.budget})}
+    limit = {"budget": args.budget} if args.quality is None else {"quality": args.quality}
+    asked = {"cost": args.cost, "times": args.times, **limit}
     settings = {"settings": recipe.sampling.to_dict(), "asked": asked}
     write(args.out, {**made_for, **settings, **describe(calibration, chosen)})
     schedules = {"calibrated": [count for _, count, _ in chosen]}
@@ -170,6 +173,7 @@ def measure(args: argparse.Namespace, generator: Generator) -> Calibration:
         copies=min(args.batch_size // IMAGES, args.draws),
         draws=args.draws,
         seed=sampling.seed,
+        kinds=KINDS if args.times == "path" else KINDS[:1],
     )
 
     def generate(number: int) -> None:
@@ -214,8 +218,8 @@ def describe(calibration: Calibration, chosen: Sequence[tuple[int, int, str]]) -
         "tokens": [step.tokens for step in steps],
         "seconds_per_evaluation": [step.seconds for step in steps],
         "measured": measured,
-        "distances": [dict(zip(KINDS, step.mean.round(6).tolist(), strict=True)) for step in steps],
-        "errors": [dict(zip(KINDS, step.error.round(6).tolist(), strict=True)) for step in steps],
+        "distances": [dict(zip(calibration.kinds, step.mean.round(6).tolist(), strict=True)) for step in steps],
+        "errors": [dict(zip(calibration.kinds, step.error.round(6).tolist(), strict=True)) for step in steps],
     }
 
 

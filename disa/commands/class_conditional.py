@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..acceleration import Acceleration
+from ..data.fashion import fashion_mnist
 from ..generation.generators import LabelGenerator, LabelModel, Sampling
 from ..generation.images import check_counts
 from ..models import MODELS, build_model
@@ -272,7 +273,8 @@ def get_data(args: Namespace, device: torch.device) -> TrainingData:
     """
     if not args.use_cached:
         if MODELS[args.model].bundled:
-            return fashion_data(get_vae(args).to(device), args.data_path or None)
+            images, labels = fashion_mnist(True, args.data_path or None)  # before weights are loaded
+            return fashion_data(images, labels, get_vae(args).to(device))
         if not args.data_path:
             raise ValueError("--data_path is empty; give a folder that holds one folder per class")
         distributed.on_main(lambda: class_folders(Path(args.data_path), "--data_path"))  # before weights are loaded

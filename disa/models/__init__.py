@@ -51,12 +51,13 @@ _FLOWAR_SMALL = dict(width=768, depth=6, num_heads=12, head_depth=2, head_width=
 _FLOWAR_LARGE = dict(width=1024, depth=8, num_heads=16, head_depth=12, head_width=1024)
 _FLOWAR_HUGE = dict(width=1536, depth=15, num_heads=16, head_depth=12, head_width=1536)
 
-_FASHION = dict(image_size=32, latent_stride=4, latent_channels=16, num_classes=10)
+_FASHION = dict(image_size=32, latent_stride=4, latent_channels=8, num_classes=10)
+_FASHION_PIXELS = {**_FASHION, "latent_channels": 16}  # of models that were trained on pixels
 _MAR_FASHION = dict(
     **_FASHION, patch_size=1, buffer_size=4, width=144, depth=3, num_heads=4, head_depth=3, head_width=144
 )
 _FLOWAR_FASHION = dict(
-    **{**_FASHION, "scales": (1, 2, 4, 8)},
+    **{**_FASHION_PIXELS, "scales": (1, 2, 4, 8)},
     **dict(width=128, depth=2, num_heads=4, head_depth=2, head_width=128, cross_attention=False),
 )
 _XAR_FASHION = dict(**_FASHION, cells_per_side=2, width=128, depth=3, num_heads=4)
@@ -72,7 +73,7 @@ MODELS: dict[str, ModelSpec] = {
     "mar_base": ModelSpec(MAR, _MAR_BASE),
     "mar_large": ModelSpec(MAR, _MAR_LARGE),
     "mar_huge": ModelSpec(MAR, _MAR_HUGE),
-    "mar_fashion": ModelSpec(MAR, _MAR_FASHION, vae="space_to_depth", bundled=True),
+    "mar_fashion": ModelSpec(MAR, _MAR_FASHION, vae="fashion", bundled=True),
     "flowar": ModelSpec(FlowAR, {}),
     "flowar_small": ModelSpec(FlowAR, _FLOWAR_SMALL),
     "flowar_large": ModelSpec(FlowAR, _FLOWAR_LARGE),
@@ -82,13 +83,11 @@ MODELS: dict[str, ModelSpec] = {
     "xar_base": ModelSpec(XAR, dict(width=768, depth=8, num_heads=12)),
     "xar_large": ModelSpec(XAR, dict(width=1024, depth=16, num_heads=16)),
     "xar_huge": ModelSpec(XAR, dict(width=1280, depth=20, num_heads=16)),
-    "xar_fashion": ModelSpec(XAR, _XAR_FASHION, vae="space_to_depth", bundled=True),
+    "xar_fashion": ModelSpec(XAR, _XAR_FASHION, vae="fashion", bundled=True),
     "harmon": ModelSpec(Harmon, {"mar": {}, "llm": {}}),
     "harmon_0.5b": ModelSpec(Harmon, {"mar": _MAR_BASE, "llm": _qwen2(896, 24, 14, 4864)}),
     "harmon_1.5b": ModelSpec(Harmon, {"mar": _MAR_HUGE, "llm": _qwen2(1536, 28, 12, 8960)}),
-    "harmon_fashion": ModelSpec(
-        Harmon, {"mar": _MAR_FASHION, "llm": _QWEN2_FASHION}, vae="space_to_depth", bundled=True
-    ),
+    "harmon_fashion": ModelSpec(Harmon, {"mar": _MAR_FASHION, "llm": _QWEN2_FASHION}, vae="fashion", bundled=True),
 }
 
 

@@ -85,10 +85,9 @@ def _rows(
     settings, kind = start.sampling.to_dict(), start.sampling.kind
     recipes: dict[Sampling, Recipe] = {}
     left_out = []
-    for row, values, accelerators in _combinations(grid, accelerate):
-        asked: dict[str, object] = {**settings}
-        for name, value in values:
-            asked[name] = start.model if value == "MODEL" else value
+    changes = {name: _changes(start, name) for name in accelerate}
+    for row, values, accelerators in _combinations(grid, changes):
+        asked = {**settings, **dict(values)}
         upper, lower = asked[f"{kind}_upper_steps"], asked[f"{kind}_lower_steps"]
         if isinstance(upper, int) and isinstance(lower, int) and lower > upper:
             left_out.append(f"{row} (it would end with more steps than it begins with)")
@@ -110,13 +109,21 @@ def _rows(
     return list(recipes.values()), left_out
 
 
+def _changes(start: Recipe, accelerator: str) -> dict[str, object]:
+    """Return the settings that an accelerator changes; a schedule brings the solver along that it was made for."""
+    changes = {name: start.model if value == "MODEL" else value for name, value in ACCELERATORS[accelerator].items()}
+    if file := changes.get("step_schedule"):
+        (changes[f"{start.sampling.kind}_sampler"],) = StepSchedule.load(str(file)).made_for["sampler"]
+    return changes
+
+
 def _combinations(
-    grid: Mapping[str, Sequence[object]], accelerate: Sequence[str]
+    grid: Mapping[str, Sequence[object]], accelerate: Mapping[str, Mapping[str, object]]
 ) -> Iterator[tuple[str, list[tuple[str, object]], int]]:
     """Combine a grid's values and any accelerators: the row's name, the settings that change, how many accelerators."""
     for row, values in (expand(grid) or {"": {}}).items():
         for count in range(len(accelerate) + 1):
             for chosen in itertools.combinations(accelerate, count):
                 name = "+".join(chosen) or ("plain" if accelerate else "")
-                changes = [change for one in chosen for change in ACCELERATORS[one].items()]
+                changes = [change for one in chosen for change in accelerate[one].items()]
                 yield "-".join(filter(None, (row, name))), [*values.items(), *changes], count

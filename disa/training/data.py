@@ -19,7 +19,6 @@ from torch.utils.data import TensorDataset
 from torchvision.datasets import DatasetFolder, ImageFolder
 from tqdm import tqdm
 
-from ..data.fashion import fashion_mnist
 from ..data.transforms import crop_to_tensor, to_signed
 from ..models.vae import VAE, AutoencoderKL, sample_moments
 from ..runtime import distributed
@@ -58,9 +57,8 @@ def latents_by_index(vae: VAE, images: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda indices: encoded(indices.device)[indices]
 
 
-def fashion_data(vae: VAE, root: str | Path | None = None) -> TrainingData:
-    """Read Fashion-MNIST's training images. They are not mirrored: every shoe points to the left."""
-    images, labels = fashion_mnist(True, root)
+def fashion_data(images: Tensor, labels: Tensor, vae: VAE) -> TrainingData:
+    """Prepare Fashion-MNIST's training images. They are not mirrored: every shoe points to the left."""
     return TrainingData(TensorDataset(torch.arange(len(images)), labels), latents_by_index(vae, images))
 
 

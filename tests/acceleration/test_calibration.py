@@ -54,7 +54,7 @@ class Gaussian(AnnealedModel):
 
 def calibrated(sampler, counts=(2, 4, 8, 16), conditions=16, **how):
     model = Gaussian(*((FLOW, velocity) if sampler in FLOW else (DIFFUSION, epsilon)))
-    calibration = Calibration(model, sampler, counts, 16, **{"copies": 8, "draws": 16, **how})
+    calibration = Calibration(model, sampler, counts, 16, **{"copies": 8, "draws": 16, "kinds": KINDS, **how})
     calibration.measure(lambda _: model.generate(sampler, ImageNoise(range(8 * IMAGES))), conditions)
     return model, calibration
 
@@ -189,7 +189,7 @@ def test_models_are_watched_without_a_change_to_them(make, tokens, sampler, more
         noise = ImageNoise(labels.tolist())
         return model.generate(labels, sampler=sampler, guidance=guidance, noise=noise, **more)
 
-    before, calibration = generate(), Calibration(model, sampler, (1, 4), 8, copies=2, draws=2)
+    before, calibration = generate(), Calibration(model, sampler, (1, 4), 8, copies=2, draws=2, kinds=KINDS)
     calibration.measure(generate, 1)
     assert torch.equal(generate(), before)
     assert sum(step.tokens for step in calibration.steps) == tokens

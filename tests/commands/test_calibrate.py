@@ -17,6 +17,7 @@ from tests.conftest import fill
 from tests.helpers.scripts import command
 
 QUICK = ["--device", "cpu", "--conditions", "4", "--draws", "4", "--batch_size", "16", "--max_steps", "4"]
+QUICK += ["--times", "path"]
 MODELS = {  # flags, and evaluations of the recipe
     "mar_fashion": (["--num_iter", "3", "--diff_upper_steps", "6", "--diff_lower_steps", "2"], 12),
     "flowar_fashion": (["--flow_upper_steps", "6", "--flow_lower_steps", "2"], 14),
@@ -89,12 +90,21 @@ def test_quality_and_seconds(weights, tmp_path):
 
     cheap, dear = counts("--quality", 1e9), counts("--quality", 1e-9)
     assert cheap["counts"] == [1, 1, 1]
-    assert cheap["asked"] == {"cost": "evaluations", "quality": 1e9}
+    assert cheap["asked"] == {"cost": "evaluations", "times": "path", "quality": 1e9}
     assert dear["nfe"] > cheap["nfe"]
     spread = counts("--cost", "seconds", "--budget", 6)
-    assert spread["asked"] == {"cost": "seconds", "budget": 6}
+    assert spread["asked"] == {"cost": "seconds", "times": "path", "budget": 6}
     seconds = np.array(spread["seconds_per_evaluation"])
     assert (seconds @ spread["counts"]).item() <= 6 * seconds.mean() * 1.001
+
+
+def test_the_solvers_own_times_are_kept(weights, tmp_path):
+    flags = [*QUICK, *MODELS["flowar_fashion"][0], "--checkpoint", weights("flowar_fashion")]
+    assert command("calibrate", "flowar_fashion", *flags, "--times", "own", "--out", tmp_path / "one.json") == 0
+    content = json.loads((tmp_path / "one.json").read_text())
+    assert [step.keys() for step in content["distances"]] == [{"own"}] * 4
+    choose = build_model("flowar_fashion").flow_times
+    assert content["times"] == [list(choose(count)) for count in content["counts"]]
 
 
 @pytest.mark.parametrize(

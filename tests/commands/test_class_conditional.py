@@ -146,11 +146,11 @@ def test_impossible_settings_end_in_one_sentence(folder, call, tmp_path):
 
 @pytest.mark.slow
 def test_a_bundled_model_takes_its_own_vae():
-    own = {"model": "mar_fashion", "vae_stride": 4, "vae_embed_dim": 16}
+    own = {"model": "mar_fashion", "vae_stride": 4, "vae_embed_dim": 8}
     assert get_vae(Namespace(**own)).stride == 4
     with pytest.raises(ValueError, match="--vae_stride is 8; it is 4 for the VAE of mar_fashion"):
         get_vae(Namespace(**{**own, "vae_stride": 8}))
-    with pytest.raises(ValueError, match="--vae_embed_dim is 4; it is 16 for the VAE of mar_fashion"):
+    with pytest.raises(ValueError, match="--vae_embed_dim is 4; it is 8 for the VAE of mar_fashion"):
         get_vae(Namespace(**{**own, "vae_embed_dim": 4}))
 
 

@@ -146,8 +146,8 @@ def test_an_edit_keeps_what_the_mask_leaves(pipe):
     assert command("generate", "mar_fashion", *words, "--out", "o.png") == 0
     (expected,) = pipe.edit(image, mask, labels=[8], seeds=[5], **SETTINGS).images
     np.testing.assert_array_equal(pixels("o.png"), pixels(expected))
-    assert np.abs(pixels("o.png")[:, :16].astype(int) - pixels(image)[:, :16]).max() <= 1
-    assert (pixels("o.png")[:, 16:] != pixels(image)[:, 16:]).any()
+    change = np.abs(pixels("o.png").astype(int) - pixels(image))
+    assert change[:, :12].mean() <= 3 < 10 < change[:, 16:].mean()  # the VAE is not lossless
     assert [read_metadata("o.png")[name] for name in ("edit", "mask")] == ["image.png", "mask.png"]
 
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from disa import Guidance, StepSchedule, load_model
+from disa import Guidance, StepSchedule
 from disa.evaluation.plan import plan_metrics
 from disa.evaluation.results import Results, Scores
 from disa.evaluation.run import evaluate
 from disa.generation.generators import LabelGenerator, Sampling
-from disa.weights.load import load_bundled_vae
-from tests.conftest import REFERENCE
+from disa.models.vae import SpaceToDepth
+from tests.conftest import REFERENCE, small_mar
 
 # From the code before this format: `results.json` of an evaluation that ended, and the files of one that was killed.
 BEFORE = REFERENCE / "before"
@@ -106,9 +106,9 @@ class Watched(LabelGenerator):
 def evaluate_as_before(folder):
     """The evaluation of `BEFORE`, and the ids that it generated."""
     sampling = Sampling(4, StepSchedule(4, 2), guidance=Guidance(2.0))
-    generator = Watched(load_model("mar_fashion"), load_bundled_vae("mar_fashion"), sampling, torch.device("cpu"))
+    generator = Watched(small_mar(image_size=32, latent_stride=4), SpaceToDepth(), sampling, torch.device("cpu"))
     specs, _ = plan_metrics("fid,accuracy", "fashion-classifier", "auto", bundled=True)
-    settings = {"model": "mar_fashion", "dtype": "float32"}
+    settings = {"model": "mar", "dtype": "float32"}
     found = evaluate(generator, folder, specs=specs, settings=settings, num_images=24, batch_size=8)
     return found, getattr(generator, "asked", [])
 
@@ -120,7 +120,7 @@ def test_results_of_before_are_read_and_not_measured_again(tmp_path):
     assert found == Results.read(BEFORE / "results.json")
     assert found.nfe == 11
     assert found.device == "cpu (x86_64, 1 thread per rank)"
-    assert found.scores("fashion-classifier").fid == 217.04953235164493
+    assert found.scores("fashion-classifier").fid == 499.70517176136656
 
 
 def test_a_killed_evaluation_of_before_goes_on_and_ends_with_the_undisturbed_numbers(tmp_path):

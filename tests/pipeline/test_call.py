@@ -13,7 +13,7 @@ from disa import Guidance, ImageNoise, StepSchedule
 from disa.acceleration.feature_cache import Extrapolation
 from disa.data.transforms import to_signed, to_uint8
 from disa.grouping import Grouping
-from disa.models.vae import AutoencoderKL, SpaceToDepth
+from disa.models.vae import AutoencoderKL
 from disa.pipeline import OUTPUT_TYPES
 from disa.tables.recipes import bundled_settings
 from tests.helpers.pipelines import CLASSES, LOW, NAMES, asked, call, load, same
@@ -65,7 +65,7 @@ def test_one_label_takes_any_number_of_images_whose_seeds_are_told():
 
 def test_output_types_hold_the_same_image():
     latent, tensor, pil = (call("xar_fashion", 8, seeds=[1], output_type=kind).images for kind in OUTPUT_TYPES[::-1])
-    assert torch.equal(SpaceToDepth().decode(latent), tensor)
+    assert torch.equal(load("xar_fashion").vae.decode(latent).detach(), tensor)
     assert np.array_equal(to_uint8(tensor)[0, 0].numpy(), np.asarray(pil[0]))
 
 
@@ -212,6 +212,9 @@ def test_halved_blocks_stop_together(monkeypatch):
 # ------------------------------------------------------------------------------------------------------------ editing
 
 
+LOST = 5  # of 255, what the VAE changes at the most, on average
+
+
 def half():
     """White on the right."""
     mask = np.zeros((32, 32), np.uint8)
@@ -231,9 +234,12 @@ def test_editing_keeps_what_the_mask_leaves_and_draws_the_rest(name):
         assert (one[..., 4:] - before[0, ..., 4:]).abs().mean() > 0.1
     assert not torch.equal(*latents)
     out = pipe.edit(start, half(), **settings, seeds=[3, 4])
+    with torch.no_grad():
+        decoded = to_uint8(pipe.vae.decode(latents))
+    assert [np.asarray(one).tobytes() for one in out.images] == [one.numpy().tobytes() for one in decoded]
     for one in out.images:
-        assert one.crop((0, 0, 16, 32)).tobytes() == start.crop((0, 0, 16, 32)).tobytes()
-        assert one.crop((16, 0, 32, 32)).tobytes() != start.crop((16, 0, 32, 32)).tobytes()
+        change = np.abs(np.asarray(one, float) - np.asarray(start, float))
+        assert change[:, :12].mean() <= LOST < 10 < change[:, 16:].mean()
     assert out.images[0].tobytes() != out.images[1].tobytes()
     steps = []
     pipe.edit(start, half(), **asked(name, 8), seeds=[3], num_iter=4, schedule=LOW, callback_on_step_end=steps.append)
@@ -268,7 +274,8 @@ def test_outpainting_with_harmon_takes_other_sizes():
     start.paste(call("harmon_fashion", 8, seeds=[1]).images[0])
     out = load("harmon_fashion").edit(start, mask, prompts=["a bag"], seeds=[1], num_iter=4, schedule=LOW).images[0]
     assert out.size == (40, 32)
-    assert out.crop((0, 0, 32, 32)).tobytes() == start.crop((0, 0, 32, 32)).tobytes()
+    change = np.abs(np.asarray(out, float) - np.asarray(start, float))
+    assert change[:, :28].mean() <= LOST  # the VAE sees beyond the mask
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,8 @@ HONEST = [name for name in TABLES if not name.endswith("samplers")]
 
 @pytest.mark.parametrize("name", HONEST)
 def test_beside_every_annealed_row_stand_fair_ones(name):
-    """With as many AR steps and the same solver: its first count, its last one, its NFE (± 3 %) without annealing."""
+    """With as many AR steps and the same solver: its NFE (± 3 %) without annealing, and, if not calibrated, its first
+    count and its last one."""
     annealed = [recipe for recipe in TABLES[name].recipes if recipe.annealed]
     assert annealed
     pairs = {one.name: other for one, other in equal_budgets(TABLES[name].recipes)}
@@ -172,8 +173,8 @@ def test_beside_every_annealed_row_stand_fair_ones(name):
             if (other.model, other.sampling.num_iter, other.sampling.sampler)
             == (recipe.model, recipe.sampling.num_iter, recipe.sampling.sampler)
         ]
-        assert [nfe[0]] * len(nfe) in alike
-        assert [nfe[-1]] * len(nfe) in alike
+        assert recipe.sampling.schedule.counts or [nfe[0]] * len(nfe) in alike
+        assert recipe.sampling.schedule.counts or [nfe[-1]] * len(nfe) in alike
 
 
 def test_ways_as_released_stand_apart():
@@ -184,6 +185,17 @@ def test_ways_as_released_stand_apart():
         assert others.keys() == rows("bundled", recipe.model).keys()
         assert {row: one.sampling for row, one in others.items()} == bundled_settings(recipe.model)
         assert recipe.sampling.sampler in ("default", "euler_maruyama")
+
+
+@pytest.mark.parametrize("model", [name for name, spec in MODELS.items() if spec.bundled])
+def test_what_goes_beyond_stands_beside_what_is_shown(model):
+    found = {row: recipe.sampling for row, recipe in rows("bundled_beyond", model).items()}
+    assert found.items() >= bundled_settings(model).items()
+    assert "fastest" in found
+    calibrated = [one for one in rows("bundled_beyond", model).values() if one.sampling.schedule.file]
+    for recipe in calibrated:
+        assert (recipe.row, recipe.sampling.schedule.file) == ("calibrated", model)
+        assert recipe.nfe <= 0.5 * rows("bundled_beyond", model)["disa"].nfe
 
 
 def test_every_published_class_conditional_model_is_in_the_table():

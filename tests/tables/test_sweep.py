@@ -8,7 +8,7 @@ import pytest
 from disa import Guidance, StepSchedule
 from disa.generation.generators import OPTIONAL, Sampling
 from disa.grouping import Grouping
-from disa.tables.recipes import Published, Recipe, Table
+from disa.tables.recipes import Published, Recipe, Table, load_tables
 from disa.tables.sweep import ACCELERATORS, EXAMPLES, canonical, starting_point, sweep_table
 
 GUIDANCE = Guidance(2.0)
@@ -124,7 +124,17 @@ def test_a_schedule_is_combined_with_what_it_was_made_for_alone(tmp_path, monkey
         sweep_table(start, {}, ["skip"])
 
 
-@pytest.mark.parametrize("name", [name for name in ACCELERATORS if name != "calibrated"])  # which needs a file
+def test_the_schedule_of_a_bundled_model_brings_its_solver_along():
+    start = starting_point(load_tables(), "mar_fashion")
+    plain, calibrated = sweep_table(start, {}, ["calibrated"]).shown
+    assert (plain.sampling.sampler, calibrated.sampling.sampler) == ("DiSA", "DPM_Solver++2M")
+    assert calibrated.sampling.schedule.file == "mar_fashion"
+    found = sweep_table(start, {"diff_sampler": ["DiSA", "DDIM"]}, ["calibrated"])
+    assert [recipe.row for recipe in found.shown] == ["DiSA-plain", "DDIM-plain"]
+    assert "DiSA-calibrated (more than one changes diff_sampler)" in found.text
+
+
+@pytest.mark.parametrize("name", [name for name in ACCELERATORS if name != "calibrated"])  # tested above
 def test_every_accelerator_changes_the_settings_of_some_model(name):
     model = "mar_fashion" if ACCELERATORS[name].keys() <= OPTIONAL["diff"].keys() else "xar_fashion"
     plain, changed = sweep_table(starting_point(TABLES, model), {}, [name]).shown

@@ -18,7 +18,8 @@ from tests.helpers.processes import free_port
 
 
 def test_fashion_latents_decode_to_the_images(tmp_path):
-    data = fashion_data(SpaceToDepth(), write_fashion(tmp_path, 106))  # more than are encoded at a time
+    # More images than are encoded at a time.
+    data = fashion_data(*fashion_mnist(True, write_fashion(tmp_path, 106)), SpaceToDepth())
     inputs = torch.stack([data.dataset[i][0] for i in range(106)])
     restored = to_uint8(SpaceToDepth().decode(data.to_latents(inputs)))
     images, labels = fashion_mnist(True, tmp_path)

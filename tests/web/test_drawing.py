@@ -60,9 +60,10 @@ def test_a_picture_is_drawn_anew_where_the_mask_is_white():
     mask = Image.new("L", (32, 32))
     mask.paste(255, (0, 0, 32, 16))
     drawing.draw(pipe, {"few": CALLS["few"]}, seen.append, (image, mask))
-    drawn, before = np.asarray(seen[-1][0].images[0]), np.asarray(image)
-    assert (drawn[16:] == before[16:]).all()
-    assert (drawn[:16] != before[:16]).any()
+    (drawn,), (expected,) = seen[-1][0].images, pipe.edit(image, mask, **CALLS["few"]).images
+    assert drawn.tobytes() == expected.tobytes()
+    change = np.abs(np.asarray(drawn, int) - np.asarray(image))
+    assert change[20:].mean() < change[:16].mean() / 4  # the VAE is not lossless
 
 
 @pytest.mark.slow
