@@ -2,7 +2,8 @@
 
 The conditions of an AR step are those of generations with many steps. For each, a set of samples with k steps and one
 with many are compared by their energy distance (Székely and Rizzo 2013), token by token: D(s, k), in units of the
-latents. What the tokens of a group have in common is not compared.
+latents. What the tokens of a group have in common is not compared. A token inherits the errors of those before it, for
+they are its condition: what a schedule is to make small is D summed over all AR steps that a token depends on.
 """
 
 from __future__ import annotations
@@ -142,6 +143,12 @@ class Calibration:
     def evaluations(self, count: int) -> int:
         """The evaluations of the network that a nominal `count` takes."""
         return self.solver.evaluations(self.choose(count))
+
+    @property
+    def heirs(self) -> np.ndarray:
+        """The share of tokens that inherit the errors of an AR step, its own and all that come later: [AR steps]."""
+        tokens = np.array([step.tokens for step in self.steps])
+        return tokens[::-1].cumsum()[::-1] / tokens.sum()
 
     @property
     def is_flow(self) -> bool:

@@ -43,9 +43,10 @@ GIVEN = {name: example for name, example in EXAMPLES.items() if not name.startsw
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Measure at each AR step how far samples with few diffusion steps are from samples with many, D(s, k), and "
-        "spend a budget of evaluations where it lowers the sum of D over all tokens most. Writes a file that every "
-        "command takes as --step_schedule, and a picture beside it. Needs no images; minutes for a bundled model on a "
-        "CPU, and for the others on a GPU. What is not given here is as in the model's first annealed recipe."
+        "spend a budget of evaluations where it lowers D most, summed over all AR steps that a token depends on. "
+        "Writes a file that every command takes as --step_schedule, and a picture beside it. Needs no images; minutes "
+        "for a bundled model on a CPU, and for the others on a GPU. What is not given here is as in the model's first "
+        "annealed recipe."
     )
     parser.add_argument("model", metavar="MODEL", help="a model that has recipes, such as mar_fashion")
     parser.add_argument("--checkpoint", help="weights; by default those of the recipe")
@@ -54,7 +55,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     either = group.add_mutually_exclusive_group()
     text = "evaluations per image (NFE) to spend; by default half of those of the model's annealed recipe"
     either.add_argument("--budget", type=int, metavar="NFE", help=text)
-    text = "instead: the cheapest counts with a mean D over tokens of at most this; every run prints what it reaches"
+    text = "instead: the cheapest counts whose summed D is at most this; every run prints what it reaches"
     either.add_argument("--quality", type=float, metavar="EPS", help=text)
     text = "evaluations, which cost the same at all AR steps; or seconds as measured here, which grow with their tokens"
     group.add_argument("--cost", choices=("evaluations", "seconds"), default="evaluations", help=text)
@@ -149,7 +150,7 @@ def check(args: argparse.Namespace, recipe: Recipe) -> None:
     if args.batch_size < IMAGES:
         raise ValueError(f"batch_size is {args.batch_size}; it must be at least {IMAGES}")
     if args.quality is not None and not (math.isfinite(args.quality) and args.quality > 0):
-        raise ValueError(f"quality is {args.quality}; a mean distance above 0 is needed")
+        raise ValueError(f"quality is {args.quality}; a distance above 0 is needed")
     if not SOLVERS[recipe.sampling.sampler].annealed:
         raise ValueError(f"the sampler {recipe.sampling.sampler} takes the same count at all AR steps; choose another")
     ar_steps = len(recipe.nfe_per_step)
@@ -190,13 +191,12 @@ def choose(args: argparse.Namespace, calibration: Calibration) -> list[tuple[int
     """Allocate diffusion steps as the flags say: AR step, count and which times, for each AR step."""
     steps, counts = calibration.steps, range(1, args.max_steps + 1)
     distances, kinds = calibration.distances(args.max_steps)
-    tokens = np.array([step.tokens for step in steps])
     prices = np.array([step.seconds if args.cost == "seconds" else 1 for step in steps])  # of one evaluation
     costs = prices[:, None] * [calibration.evaluations(count) for count in counts]
     # A budget buys as many seconds as that many evaluations take, spread evenly over the AR steps.
     spent = costs.max(1).sum() if args.quality is not None else args.budget * prices.mean()
     unit = spent / UNITS if args.cost == "seconds" else 1
-    errors = distances * (tokens / tokens.sum())[:, None]
+    errors = distances * calibration.heirs[:, None]
     options = allocate(errors, np.ceil(costs / unit).astype(int), round(spent / unit), args.quality)
     return [(i, counts[option], kinds[i][option]) for i, option in enumerate(options)]
 
@@ -230,8 +230,7 @@ def write(path: Path, content: Mapping[str, object]) -> None:
 
 
 def summary(calibration: Calibration, schedules: Mapping[str, Sequence[int]]) -> str:
-    """Write NFE and mean D of schedules, the first with the better times, and of a constant count at its NFE."""
-    tokens = np.array([step.tokens for step in calibration.steps])
+    """Write NFE and summed D of schedules, the first with the better times, and of a constant count at its NFE."""
     most, known = max(map(max, schedules.values())), calibration.counts[-1]
     (best, _), (own, _) = calibration.distances(most), calibration.distances(most, KINDS[:1])
     first = next(iter(schedules.values()))
@@ -241,7 +240,7 @@ def summary(calibration: Calibration, schedules: Mapping[str, Sequence[int]]) ->
     for i, (name, counts) in enumerate({**schedules, "constant": [same] * len(first)}.items()):
         values = (own if i else best)[np.arange(len(counts)), np.array(counts) - 1]
         nfe = sum(map(calibration.evaluations, counts))
-        mean = values @ tokens / tokens.sum()
         beyond = f" (D as with {known} where there are more)" if max(counts) > known else ""
-        lines.append(f"{name:10} NFE {nfe:4}, mean D {mean:.5f}: {' '.join(map(str, counts))}{beyond}")
+        total = values @ calibration.heirs
+        lines.append(f"{name:10} NFE {nfe:4}, summed D {total:.5f}: {' '.join(map(str, counts))}{beyond}")
     return "\n".join(lines)

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from disa import Guidance, ImageNoise, StepSchedule, build_model
-from disa.acceleration.calibration import IMAGES, KINDS, Calibration, energy_distance, path_deviations
+from disa.acceleration.calibration import (
+    IMAGES,
+    KINDS,
+    Calibration,
+    StepDistances,
+    energy_distance,
+    path_deviations,
+)
 from disa.annealing import AnnealedModel, Annealing
 from disa.diffusion import SOLVERS as DIFFUSION
 from disa.diffusion import GaussianProcess
@@ -154,6 +161,12 @@ def test_noise_of_a_longer_step_is_the_sum_of_that_of_shorter_ones():
     found = calibration._coarsen(noise, times)
     # The start; the steps from 1, 7/8, 6/8 and 5/8; those from 4/8 and 3/8. The last adds no noise.
     assert found[:, 0].tolist() == [0, (1 + 2 + 3 + 4) / 2, pytest.approx((5 + 6) / math.sqrt(2))]
+
+
+def test_errors_have_all_later_tokens_as_heirs():
+    calibration = Calibration(Gaussian(FLOW, velocity), "euler", (4,), 8)
+    calibration.steps = [StepDistances(tokens=n) for n in (1, 4, 16)]
+    assert calibration.heirs == pytest.approx([1, 20 / 21, 16 / 21])
 
 
 def test_deviations_are_those_of_steps_of_eulers_method():

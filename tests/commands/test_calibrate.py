@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from disa import StepSchedule, build_model
+from disa.acceleration.calibration import Calibration, StepDistances
 from disa.commands import calibrate
 from disa.generation.generators import LabelGenerator, Sampling
 from disa.weights.load import load_bundled_vae, load_model
@@ -48,7 +49,7 @@ def test_a_calibrated_schedule_spends_its_budget_and_serves(name, weights, tmp_p
     assert content["model"] == name
     assert content["nfe"] <= nfe // 2
     assert f"NFE {content['nfe']:4}" in printed
-    assert re.search(rf"linear +NFE +{nfe}, mean D \d", printed)
+    assert re.search(rf"linear +NFE +{nfe}, summed D \d", printed)
     for step, tokens in zip(content["distances"], content["tokens"], strict=True):
         assert tokens >= 1
         assert all(len(step[kind]) == 4 == len(content["measured"]["counts"]) for kind in ("own", "path"))
@@ -96,6 +97,21 @@ def test_quality_and_seconds(weights, tmp_path):
     assert spread["asked"] == {"cost": "seconds", "times": "path", "budget": 6}
     seconds = np.array(spread["seconds_per_evaluation"])
     assert (seconds @ spread["counts"]).item() <= 6 * seconds.mean() * 1.001
+
+
+def test_early_ar_steps_get_more_of_equal_distances(weights, tmp_path, monkeypatch):
+    """Their errors have more heirs: with D = 1/k² counts fall as the cube root of the tokens that are still to come."""
+
+    def measure(_, generator):
+        calibration = Calibration(generator.model, "DiSA", [1, 2, 4, 8, 16, 32], 64)
+        distances = torch.tensor([k**-2.0 for k in calibration.counts]).expand(2, 1, -1)
+        calibration.steps = [StepDistances(tokens=n, seconds=1.0, distances=[distances]) for n in (56, 8)]
+        return calibration
+
+    monkeypatch.setattr(calibrate, "measure", measure)
+    flags = ["--checkpoint", weights("mar_fashion"), "--num_iter", 2, "--budget", 30]
+    assert command("calibrate", "mar_fashion", *flags, "--out", tmp_path / "one.json") == 0
+    assert json.loads((tmp_path / "one.json").read_text())["counts"] == [20, 10]  # (64 / 8) ** (1 / 3) is 2
 
 
 def test_the_solvers_own_times_are_kept(weights, tmp_path):
