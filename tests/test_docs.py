@@ -47,7 +47,7 @@ EXPECTED = {
     "disa/bundled/fashion_classifier.md": {"disa", "python -m"},
     "disa/bundled/fashion_vae.md": {"python -m"},
     "disa/bundled/mar_fashion.md": {"disa", "torchrun"},
-    "disa/bundled/flowar_fashion.md": {"disa", "python"},
+    "disa/bundled/flowar_fashion.md": {"disa", "torchrun"},
     "disa/bundled/xar_fashion.md": {"disa", "torchrun"},
     "disa/bundled/harmon_fashion.md": {"disa", "torchrun", "python -m"},
     "docs/acceleration.md": {"disa"},

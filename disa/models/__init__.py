@@ -52,13 +52,12 @@ _FLOWAR_LARGE = dict(width=1024, depth=8, num_heads=16, head_depth=12, head_widt
 _FLOWAR_HUGE = dict(width=1536, depth=15, num_heads=16, head_depth=12, head_width=1536)
 
 _FASHION = dict(image_size=32, latent_stride=4, latent_channels=8, num_classes=10)
-_FASHION_PIXELS = {**_FASHION, "latent_channels": 16}  # of models that were trained on pixels
 _MAR_FASHION = dict(
     **_FASHION, patch_size=1, buffer_size=4, width=144, depth=3, num_heads=4, head_depth=3, head_width=144
 )
 _FLOWAR_FASHION = dict(
-    **{**_FASHION_PIXELS, "scales": (1, 2, 4, 8)},
-    **dict(width=128, depth=2, num_heads=4, head_depth=2, head_width=128, cross_attention=False),
+    **dict(**_FASHION, scales=(1, 2, 4, 8), width=128, depth=2, num_heads=4),
+    **dict(head_depth=2, head_width=128, cross_attention=False),
 )
 _XAR_FASHION = dict(**_FASHION, cells_per_side=2, width=128, depth=3, num_heads=4)
 _QWEN2_FASHION = {
@@ -78,7 +77,7 @@ MODELS: dict[str, ModelSpec] = {
     "flowar_small": ModelSpec(FlowAR, _FLOWAR_SMALL),
     "flowar_large": ModelSpec(FlowAR, _FLOWAR_LARGE),
     "flowar_huge": ModelSpec(FlowAR, _FLOWAR_HUGE),
-    "flowar_fashion": ModelSpec(FlowAR, _FLOWAR_FASHION, vae="space_to_depth", bundled=True),
+    "flowar_fashion": ModelSpec(FlowAR, _FLOWAR_FASHION, vae="fashion", bundled=True),
     "xar": ModelSpec(XAR, {}),
     "xar_base": ModelSpec(XAR, dict(width=768, depth=8, num_heads=12)),
     "xar_large": ModelSpec(XAR, dict(width=1024, depth=16, num_heads=16)),
