@@ -19,6 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from benchmarks.launches import wrap
 from benchmarks.settings import compared
 from disa import load_model
 from disa.commands.flags import HelpFormatter
@@ -130,10 +131,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows[-1]["speed_up"] = rows[0]["seconds"] / rows[-1]["seconds"]
     naming = naming_accuracy(model, args.questions, 200, device)
     machine = f"{describe_device(device)}, torch {versions()['torch']}"
+    about = wrap(
+        f"Written by `python -m benchmarks.harmon` on {machine}: {args.prompts:,} prompts, the same image seeds; "
+        f"times are medians over batches of {args.batch_size}, the settings taking turns."
+    )
     text = (
-        "# harmon_fashion with and without DiSA\n\n"
-        f"Written by `benchmarks/harmon.py` on {machine}: {args.prompts:,} prompts, the same image seeds; "
-        f"times are medians over batches of {args.batch_size}, the settings taking turns.\n\n{table(rows, COLUMNS)}\n\n"
+        f"# harmon_fashion with and without DiSA\n\n{about}\n\n{table(rows, COLUMNS)}\n\n"
         f'Image to text: the answer to "What is this?" names the class of {100 * naming:.1f} % of '
         f"{args.questions:,} test images.\n"
     )
