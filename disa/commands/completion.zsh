@@ -10,7 +10,7 @@
 
 _shtab_disa_commands() {
   local _commands=(
-    calibrate:'Measure at each AR step how far samples with few diffusion steps are from samples with many, D(s, k), and spend a budget of evaluations where it lowers the sum of D over all tokens most. Writes a file that every command takes as --step_schedule, and a picture beside it. Needs no images; minutes for a bundled model on a CPU, and for the others on a GPU. What is not given here is as in the model'"'"'s first annealed recipe.'
+    calibrate:'Measure at each AR step how far samples with few diffusion steps are from samples with many, D(s, k), and spend a budget of evaluations where it lowers D most, summed over all AR steps that a token depends on. Writes a file that every command takes as --step_schedule, and a picture beside it. Needs no images; minutes for a bundled model on a CPU, and for the others on a GPU. What is not given here is as in the model'"'"'s first annealed recipe.'
     checkpoints:'published weights: list, fetch, verify'
     demo:'Measure the bundled models without annealing, with it, with as many evaluations spread evenly, and with few, and write a report. Takes minutes; goes on where it stopped. Runs alone or under torchrun (`make demo`).'
     evaluate:'Generate images of class labels and measure them, as MAR_DiSA/main_mar.py --evaluate and the eval.py of FlowAR and xAR do. `disa evaluate MODEL --help` shows the flags of the model'"'"'s family. Runs alone or under torchrun (torchrun -m disa evaluate …).'
@@ -50,8 +50,9 @@ _shtab_disa_calibrate_options=(
   "--checkpoint[weights\; by default those of the recipe (default\: None)]:checkpoint:_files"
   "--out[the file\; a picture comes beside it (default\: schedule.json)]:out:_files"
   "--budget[evaluations per image (NFE) to spend\; by default half of those of the model\'s annealed recipe (default\: None)]:NFE:"
-  "--quality[instead\: the cheapest counts with a mean D over tokens of at most this\; every run prints what it reaches (default\: None)]:EPS:"
+  "--quality[instead\: the cheapest counts whose summed D is at most this\; every run prints what it reaches (default\: None)]:EPS:"
   "--cost[evaluations, which cost the same at all AR steps\; or seconds as measured here, which grow with their tokens (default\: evaluations)]:cost:(evaluations seconds)"
+  "--times[the solver\'s own, or those of a shortest path over a fine grid (GITS) wherever D is lower there (default\: own)]:times:(own path)"
   "--max_steps[the most diffusion steps of an AR step\; they are compared with twice as many (default\: 32)]:max_steps:"
   "--conditions[conditions at each AR step, at least\; an image counts for two at the most (default\: 64)]:conditions:"
   "--draws[samples per condition and count, at least (default\: 16)]:draws:"
