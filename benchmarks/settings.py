@@ -11,4 +11,5 @@ ROWS = {**NAMES, "calibrated": "calibrated, multistep", "constant": "constant, m
 
 def compared(model: str) -> dict[str, Recipe]:
     """Read how a bundled model is sampled: name -> recipe, "without DiSA" first."""
-    return {ROWS[recipe.row]: recipe for recipe in load_tables()["bundled_beyond"].recipes if recipe.model == model}
+    recipes = [recipe for recipe in load_tables()["bundled_beyond"].recipes if recipe.model == model]
+    return {ROWS[recipe.row]: recipe for recipe in recipes if recipe.row in ROWS}
